@@ -1,0 +1,20 @@
+"""What joins vision to language: torch only, knows no encoder, no language model, no recipe."""
+
+from __future__ import annotations
+
+from vlmkit_connectors.base import Connector, Grid, ImageTokens, VisionFeatures, concat_encoders
+from vlmkit_connectors.mlp import MLPConnector
+
+CONNECTORS: dict[str, type[Connector]] = {
+    "mlp": MLPConnector,
+}
+
+__all__ = [
+    "CONNECTORS",
+    "Connector",
+    "Grid",
+    "ImageTokens",
+    "MLPConnector",
+    "VisionFeatures",
+    "concat_encoders",
+]

@@ -1,0 +1,96 @@
+"""From bytes to an image, or to a plain reason why not. Nothing here trusts a file's name or its header."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vlmkit_retrieval.errors import RetrievalError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+# Without a list Pillow tries every format it knows, among them some that start other programs (EPS).
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_PIXELS = 50_000_000
+MAX_BYTES = 256 * 1024 * 1024
+
+
+class ImageError(RetrievalError):
+    """A file that is no usable image; the message is the reason alone, without the file's name."""
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Decode to RGB, upright (EXIF orientation applied); of an animation the first frame.
+
+    Args:
+        data: The content of a PNG, JPEG, WebP, GIF, BMP or TIFF file.
+
+    Raises:
+        ImageError: Empty, truncated, no image, or more than 50 million pixels (read from the header).
+    """
+    if not data:
+        raise ImageError("the file is empty")
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            _check_size(image)
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"not an image (possible: {', '.join(_FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller") from None
+    except Exception as error:  # a hostile file can raise anything; it must not stop the other files
+        raise ImageError(f"damaged image ({' '.join(str(error).split())})") from error
+
+
+def load_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Read an image file under the same limits as a sync.
+
+    Raises:
+        RetrievalError: It cannot be read or is no usable image; the message names the file.
+    """
+    try:
+        return decode_image(read_file(Path(path)))
+    except ImageError as error:
+        raise RetrievalError(f"{os.fspath(path)}: {error}") from error
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a file of at most 256 MiB.
+
+    Raises:
+        ImageError: It cannot be read, or is larger.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ImageError(error.strerror or str(error)) from error
+    if len(data) > MAX_BYTES:
+        raise ImageError(f"larger than {MAX_BYTES // 1024**2} MiB")
+    return data
+
+
+def sha256(data: bytes) -> str:
+    """The identity of a file's content, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _check_size(image: Image.Image) -> None:
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        raise ImageError(
+            f"{image.width}x{image.height} is over {MAX_PIXELS // 1_000_000} million pixels; make it smaller"
+        )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow clips 16-bit grey at 255, which turns a photograph white: keep the upper byte instead.
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    return image.convert("RGB")

@@ -1,0 +1,195 @@
+"""The contracts of the retrieval room: no torch, no Qdrant, readable in two minutes.
+
+A vision encoder is an `Embedder` by shape and a vision-language model an `Answerer` by shape: neither imports
+this package, and this package imports neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Vectors = NDArray[np.float32]
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """What fills an index and turns a query into a vector.
+
+    Attributes:
+        name: Short name, used as the name of the vector in the engine (`vit`, `clip`).
+        fingerprint: Hash of everything that changes the vectors; an index refuses any other.
+        embed_dim: Width of the vectors.
+    """
+
+    @property
+    def name(self) -> str:
+        """Short name."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that changes the vectors."""
+        ...
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the vectors."""
+        ...
+
+    def embed_images(self, images: Sequence[Image.Image]) -> Vectors:
+        """Unit-length float32 vectors of shape (len(images), embed_dim)."""
+        ...
+
+    def embed_text(self, texts: Sequence[str]) -> Vectors:
+        """Unit-length float32 vectors of shape (len(texts), embed_dim); ValueError without a text tower."""
+        ...
+
+
+@runtime_checkable
+class Answerer(Protocol):
+    """What answers a question about single images."""
+
+    def ask_each(self, images: Sequence[Image.Image], question: str) -> list[str]:
+        """The same question about each image on its own: one answer an image, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Point:
+    """One stored item: `vectors` by encoder name, `payload` of JSON values.
+
+    Attributes:
+        id: The user's identifier (any string); engines map it to what they can store and give it back.
+    """
+
+    id: str
+    vectors: Mapping[str, Vectors]
+    payload: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One found item, best first in a list of hits.
+
+    Attributes:
+        id: The item's identifier.
+        score: Cosine similarity to the query, in [-1, 1].
+        payload: What was stored with it.
+    """
+
+    id: str
+    score: float
+    payload: Mapping[str, Any]
+
+
+class Engine(Protocol):
+    """A vector store: the same promises for every engine, held by one conformance suite."""
+
+    def ensure(self, vectors: Mapping[str, int]) -> None:
+        """Make sure that named vectors of these widths (cosine distance) can be stored."""
+        ...
+
+    def upsert(self, points: Sequence[Point]) -> None:
+        """Insert or replace, all or nothing; refuses NaN, Inf, zero vectors and wrong widths."""
+        ...
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Remove; unknown ids are no error."""
+        ...
+
+    def retrieve(self, ids: Sequence[str], with_vectors: bool = False) -> dict[str, Point]:
+        """Those ids that exist, with payload; without `with_vectors` their `vectors` are empty."""
+        ...
+
+    def ids(self) -> list[str]:
+        """Every id, sorted."""
+        ...
+
+    def scroll(self) -> Iterator[Point]:
+        """Every point with vectors and payload, in order of id."""
+        ...
+
+    def search(self, vector_name: str, query: Vectors, k: int) -> list[Hit]:
+        """The `k` nearest by exact cosine similarity, best first, equal scores in order of id."""
+        ...
+
+    def count(self) -> int:
+        """Number of points."""
+        ...
+
+    def close(self) -> None:
+        """Flush and let go of files and locks; closing twice is no error."""
+        ...
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that sync could not use, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What one sync did; `str()` says it in one line.
+
+    Attributes:
+        added: Items that were not there.
+        changed: Items whose file content changed, or that had no vector of this encoder yet.
+        removed: Items whose file is gone.
+        unchanged: Items left alone.
+        embedded: Images that went through the encoder (others came from the feature store).
+        unreadable: Files that could not be used; an older version of such an item stays in the index.
+    """
+
+    added: int
+    changed: int
+    removed: int
+    unchanged: int
+    embedded: int
+    unreadable: tuple[Unreadable, ...] = ()
+
+    def __str__(self) -> str:
+        return (
+            f"{self.added} added, {self.changed} changed, {self.removed} removed, "
+            f"{self.unchanged} unchanged, {len(self.unreadable)} unreadable; {self.embedded} images encoded"
+        )
+
+
+@dataclass(frozen=True)
+class Citation:
+    """An item that was offered as evidence, and what the model said of it.
+
+    Attributes:
+        number: 1-based position among the evidence, as shown to the user.
+        hit: The item with its score.
+        answer: The model's answer about this item alone.
+        supports: Whether that answer is the one that was given in the end.
+    """
+
+    number: int
+    hit: Hit
+    answer: str
+    supports: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer from an index with its evidence.
+
+    Attributes:
+        text: The aggregated answer.
+        citations: Every item asked about, best score first; those that support the answer are marked.
+        rule: The rule by which `text` came from the single answers, in words.
+    """
+
+    text: str
+    citations: tuple[Citation, ...]
+    rule: str

@@ -1,0 +1,189 @@
+"""Tiny models and data for the whole suite, and a process that each test leaves as it found it."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+VIT = {"image_size": 16, "patch_size": 4, "width": 16, "depth": 2, "heads": 2}
+CLIP = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "image_size": 16, "patch_size": 4, "projection_dim": 8,
+}  # fmt: skip
+LLAMA = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256,
+}  # fmt: skip
+LLMS = {
+    "llama": LLAMA,
+    "qwen2": LLAMA,
+    "gemma2": {**LLAMA, "head_dim": 8, "sliding_window": 128},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
+    "opt": {
+        "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 256,
+    },
+}  # fmt: skip
+# Question, images, answer: one image, several, none.
+ROWS = [
+    ("what color is it?", 1, "red"),
+    ("is there a circle in the image?", 1, "no"),
+    ("which of them is a blue square?", 2, "the second one"),
+    ("what is one and one?", 0, "two"),
+    ("how many images are there?", 3, "three of them"),
+    ("say yes", 0, "yes"),
+]
+
+
+@pytest.fixture(autouse=True)
+def global_state():
+    """Torch's random state, threads and default type after a test are those from before it."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    before = torch.get_rng_state(), torch.get_num_threads(), torch.get_default_dtype()
+    yield
+    torch.set_rng_state(before[0])
+    torch.set_num_threads(before[1])
+    torch.set_default_dtype(before[2])
+
+
+@pytest.fixture(scope="session")
+def noise():
+    """A function: seed to an image of noise, with the size it is asked for."""
+
+    def draw(seed, size=(16, 16)):
+        pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+        return Image.fromarray(pixels)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def make_sample(noise):
+    """A function: name, number of images and (question, answer) pairs to a sample with images of its own."""
+    from vlmkit.data.sample import IMAGE, Message, Sample
+
+    def make(name, images, *pairs, captions=(), weight=1.0):
+        sources = []
+        for i in range(images):
+            png = io.BytesIO()
+            noise(hash_of(name) + i).save(png, "png")
+            sources.append(png.getvalue())
+        conversations = tuple(
+            (Message("user", (*[IMAGE] * images, question)), Message("assistant", (answer,), weight))
+            for question, answer in pairs
+        )
+        return Sample(name, tuple(sources), conversations, captions)
+
+    def hash_of(name):
+        return sum(ord(c) * 31**i for i, c in enumerate(name)) % 2**31
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory, noise):
+    """`ROWS` as a LLaVA data set: one image, several, none."""
+    folder = tmp_path_factory.mktemp("rows")
+    rows = []
+    for i, (question, images, answer) in enumerate(ROWS):
+        names = [f"{i}-{j}.png" for j in range(images)]
+        for j, name in enumerate(names):
+            noise(10 * i + j).save(folder / name)
+        asked = {"from": "human", "value": "<image>" * images + question}
+        turns = [asked, {"from": "gpt", "value": answer}]
+        rows.append({"id": f"row{i}", "conversations": turns} | ({"image": names} if names else {}))
+    file = folder / "rows.json"
+    file.write_text(json.dumps(rows))
+    return file
+
+
+@pytest.fixture
+def rows(rows_file):
+    """The samples of `rows_file`."""
+    from vlmkit.data.formats import DATA_FORMATS
+
+    return DATA_FORMATS["llava_json"](rows_file, rows_file.parent)
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(rows_file):
+    """A function to a recipe: tiny ViT or other encoder, MLP connector, tiny LLM, stages on `rows_file`."""
+    from vlmkit.recipe import Recipe
+
+    data = {"type": "llava_json", "path": str(rows_file), "image_folder": str(rows_file.parent)}
+
+    def make(llm="llama", encoder=None, connector=None, llm_options=None, stages=None, **others):
+        stage = {
+            "name": "only",
+            "data": data,
+            "train": {"connector": {"lr": 1e-3}},
+            "steps": 1,
+            "batch_size": 2,
+        }
+        return Recipe.model_validate(
+            {
+                "name": "tiny",
+                "precision": "fp32",
+                "model": {
+                    "encoders": [encoder or {"type": "vit", **VIT}],
+                    "connector": {"type": "mlp", "pool": 2, **(connector or {})},
+                    "llm": {"type": llm, **LLMS[llm], **(llm_options or {})},
+                },
+                "stages": [{**stage, **changes} for changes in stages or [{}]],
+                **others,
+            }
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def roughen():
+    """A function that gives a model weights with which each part matters: no zero bias, no flat logits."""
+
+    def fill(model, seed=0):
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in sorted(model.named_parameters()):
+                random = torch.randn(parameter.shape, generator=generator)
+                scale = 1.5 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.2
+                parameter.copy_(random * scale + (parameter.ndim == 1 and "norm" in name))
+        return model
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def tiny_vlm(tiny_recipe, roughen):
+    """A function: what `tiny_recipe` takes to the assembled model with rough weights, in evaluation mode."""
+    from vlmkit.assemble import assemble
+
+    return lambda *args, seed=0, **options: roughen(assemble(tiny_recipe(*args, **options)), seed).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_clip():
+    """The block of a tiny CLIP encoder, LLaVA's hidden state."""
+    return {"type": "clip", "vision_config": CLIP, "layer": -2}
+
+
+@pytest.fixture
+def collate():
+    """A function: a model and samples to the batch of a training step, with the options of `TextRules`."""
+    from vlmkit.data.collate import Collator, TextRules
+    from vlmkit.data.prompts import PROMPTS
+
+    def make(model, samples, prompt="chat_template", text=True, **options):
+        p = model.processor
+        rules = TextRules(p.tokenizer, PROMPTS[prompt], p.count_tokens, p.image_token_id, **options)
+        return Collator(p.spec, rules if text else None)([(sample, 0) for sample in samples])
+
+    return make

@@ -1,0 +1,125 @@
+"""The MLP connector: counts, pooling by hand, and LLaVA's projector."""
+
+import math
+
+import pytest
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from vlmkit_connectors import CONNECTORS, MLPConnector, VisionFeatures, concat_encoders
+
+MIXED = [(4, 4), (3, 5), (1, 7), (5, 1), (2, 2)]
+
+
+def features(grids, width=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    patches = torch.randn(sum(r * c for r, c in grids), width, generator=generator)
+    return VisionFeatures(patches, torch.tensor(grids), torch.arange(len(grids)))
+
+
+def pooled_by_hand(patches_NV, grid, pool):
+    """Means over pool x pool patches, or over those of them that the grid has."""
+    rows, cols = grid
+    image = patches_NV.view(rows, cols, -1)
+    return torch.stack(
+        [
+            image[r : r + pool, c : c + pool].flatten(0, 1).mean(0)
+            for r in range(0, rows, pool)
+            for c in range(0, cols, pool)
+        ]
+    )
+
+
+def test_pool_with_numbers():
+    """A 2 x 3 grid of 0..5, pooled by 2: the mean of 0 1 3 4, and of 2 5 at the edge."""
+    connector = MLPConnector([1], 1, depth=1, pool=2)
+    connector.layers[0].weight.data.fill_(1.0)
+    connector.layers[0].bias.data.zero_()
+    grid = VisionFeatures(torch.arange(6.0).view(6, 1), torch.tensor([[2, 3]]), torch.tensor([0]))
+    output = connector([grid])
+    assert output.tokens_ND.flatten().tolist() == [2.0, 3.5]
+    assert output.counts == (2,)
+
+
+@pytest.mark.parametrize("pool", [1, 2, 3, 8])
+@pytest.mark.parametrize("grids", [MIXED, [(5, 3)] * 3, [(1, 1)]])
+def test_tokens_and_counts_of_any_grids(grids, pool):
+    connector = MLPConnector([6], 8, pool=pool)
+    seen = features(grids)
+    output = connector([seen])
+    by_hand = [pooled_by_hand(view, grid, pool) for view, grid in zip(seen.views(), grids)]
+    assert output.counts == tuple(len(view) for view in by_hand)
+    assert output.counts == tuple(math.ceil(r / pool) * math.ceil(c / pool) for r, c in grids)
+    assert output.counts == tuple(connector.num_tokens(grid) for grid in grids)
+    assert torch.allclose(output.tokens_ND, connector.layers(torch.cat(by_hand)), atol=1e-6)
+
+
+def test_views_do_not_depend_on_each_other():
+    connector = MLPConnector([6], 8, pool=2)
+    seen = features(MIXED)
+    together = connector([seen]).tokens_ND.split(connector([seen]).counts)
+    for i, (view, grid) in enumerate(zip(seen.views(), MIXED)):
+        alone = connector([VisionFeatures(view, torch.tensor([grid]), torch.tensor([0]))])
+        assert torch.allclose(alone.tokens_ND, together[i], atol=1e-6)
+
+
+@pytest.fixture
+def llava():
+    vision, text = (
+        CLIPVisionConfig(hidden_size=6, num_attention_heads=1),
+        LlamaConfig(hidden_size=8, num_attention_heads=1),
+    )
+    torch.manual_seed(0)
+    projector = LlavaMultiModalProjector(LlavaConfig(vision_config=vision, text_config=text))
+    with torch.no_grad():
+        for parameter in projector.parameters():
+            parameter.normal_()
+    return projector
+
+
+def test_it_equals_llavas_projector(llava):
+    connector = MLPConnector([6], 8)
+    connector.layers[0].load_state_dict(llava.linear_1.state_dict())
+    connector.layers[2].load_state_dict(llava.linear_2.state_dict())
+    seen = features([(4, 4)])
+    theirs = llava(seen.patches_TV)
+    assert torch.equal(connector([seen]).tokens_ND, theirs)
+    connector.layers[1] = torch.nn.GELU("tanh")
+    assert (connector([seen]).tokens_ND - theirs).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_depth_counts_linear_layers_with_gelu_between(depth):
+    names = [type(layer).__name__ for layer in MLPConnector([6], 8, depth=depth).layers]
+    assert names == (["Linear", "GELU"] * depth)[:-1]
+
+
+def test_several_encoders_are_concatenated_channel_by_channel():
+    one, other = features([(2, 3), (1, 2)], 6), features([(2, 3), (1, 2)], 4, seed=1)
+    fused = concat_encoders([one, other])
+    assert torch.equal(fused.patches_TV, torch.cat([one.patches_TV, other.patches_TV], 1))
+    assert MLPConnector([6, 4], 8)([one, other]).tokens_ND.shape == (8, 8)
+    assert concat_encoders([one]) is one
+    with pytest.raises(ValueError, match="equal grids, found 2 views of 1x2, 2x3 and 2 views of 2x2, 2x3"):
+        concat_encoders([one, features([(2, 3), (2, 2)])])
+
+
+@pytest.mark.parametrize(
+    ("grids", "owners"), [([[2, 2]], [0]), ([[2, 3], [1, 1]], [0, 1]), ([[2, 3]], [0, 1])]
+)
+def test_features_that_contradict_their_grids_are_refused(grids, owners):
+    with pytest.raises(ValueError, match=r"state . patches, the encoder gave 6"):
+        VisionFeatures(torch.zeros(6, 1), torch.tensor(grids), torch.tensor(owners))
+
+
+@pytest.mark.parametrize("wrong", [{"depth": 0}, {"pool": 0}])
+def test_wrong_options_are_refused(wrong):
+    with pytest.raises(ValueError, match="must be 1 or more"):
+        MLPConnector([6], 8, **wrong)
+
+
+def test_the_table_builds_with_widths_alone():
+    for connector in CONNECTORS.values():
+        built = connector(vision_widths=[6], text_width=8)
+        assert sum(built([features(MIXED)]).counts) == sum(map(built.num_tokens, MIXED))

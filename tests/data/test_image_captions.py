@@ -1,0 +1,102 @@
+"""Folders of captioned images."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from vlmkit.data.formats.image_captions import image_captions
+from vlmkit.data.sample import IMAGE, Message
+from vlmkit.errors import UsageError, VlmkitError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("b.PNG", "a.jpg", "sub/c.webp"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    (tmp_path / "notes.md").write_text("not an image")
+    return tmp_path
+
+
+def texts(folder):
+    (folder / "a.txt").write_text(" a dog\n")
+    (folder / "b.TXT").write_text("a cat")
+    (folder / "sub/c.txt").write_text("a bird")
+
+
+def table(folder, rows, name="metadata.jsonl"):
+    (folder / name).write_text("\n".join(json.dumps(r) for r in rows))
+
+
+ROWS = [
+    {"file_name": "sub/c.webp", "text": "a bird"},
+    {"file_name": "a.jpg", "text": "a dog", "source": "x"},
+    {"file_name": "b.PNG", "text": "a cat"},
+]
+
+
+@pytest.mark.parametrize("kind", ["texts", "metadata.jsonl", "captions.jsonl"])
+def test_captions_beside_images_or_in_a_table(folder, kind):
+    if kind == "texts":
+        texts(folder)
+    else:
+        table(folder, ROWS, kind)
+    samples = image_captions(folder)
+    assert [(s.id, s.captions) for s in samples] == [
+        ("a.jpg", ("a dog",)),
+        ("b.PNG", ("a cat",)),
+        ("sub/c.webp", ("a bird",)),
+    ]
+    assert samples[0].conversations == ((Message("user", (IMAGE,)), Message("assistant", ("a dog",))),)
+    assert all(s.open_images()[0].size == (4, 4) for s in samples)
+    assert [s.id for s in image_captions(str(folder), limit=1)] == ["a.jpg"]
+
+
+def test_an_image_without_caption_is_named(folder):
+    texts(folder)
+    (folder / "b.TXT").write_text("  \n")
+    with pytest.raises(VlmkitError, match=r"b\.PNG has no caption; write b\.txt beside it"):
+        image_captions(folder)
+    table(folder, ROWS[:2])
+    with pytest.raises(VlmkitError, match=r"b\.PNG has no caption"):
+        image_captions(folder)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [*ROWS, {"file_name": "d.png", "text": "x"}],
+            r"metadata.jsonl line 4, field 'file_name': .*d\.png does not",
+        ),
+        ([*ROWS, ROWS[0]], "line 4, field 'file_name': .*has a caption already"),
+        ([{"file_name": "a.jpg"}], "line 1, field 'text': text is needed, found nothing"),
+        ([{"text": "x"}], "line 1, field 'file_name': text is needed"),
+        ([["a.jpg", "x"]], "line 1 is a list; an object is needed"),
+    ],
+)
+def test_malformed_tables(folder, rows, message):
+    table(folder, rows)
+    with pytest.raises(VlmkitError, match=message):
+        image_captions(folder)
+
+
+def test_other_errors(folder, tmp_path_factory):
+    table(folder, ROWS)
+    table(folder, ROWS, "captions.jsonl")
+    with pytest.raises(VlmkitError, match=r"has both captions\.jsonl and metadata\.jsonl"):
+        image_captions(folder)
+    with pytest.raises(VlmkitError, match="holds no sample"):
+        image_captions(tmp_path_factory.mktemp("empty"))
+    with pytest.raises(VlmkitError, match="is not a folder"):
+        image_captions(folder / "none")
+    with pytest.raises(UsageError, match="limit is 0"):
+        image_captions(folder, limit=0)
+
+
+def test_a_text_that_is_not_utf8(folder):
+    texts(folder)
+    (folder / "a.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(VlmkitError, match=r"a\.txt is not UTF-8"):
+        image_captions(folder)

@@ -1,0 +1,107 @@
+"""LLaVA's JSON and JSONL."""
+
+import json
+
+import pytest
+
+from vlmkit.data.formats.llava_json import llava_json
+from vlmkit.data.sample import IMAGE, Message
+from vlmkit.errors import UsageError, VlmkitError
+
+
+def turns(*values):
+    return [{"from": ("human", "gpt")[i % 2], "value": v} for i, v in enumerate(values)]
+
+
+ROWS = [
+    {"id": "000", "image": "a/b.jpg", "conversations": turns("<image>\nWhat?", "A dog.", "Where?", "Here.")},
+    {"id": 7, "image": ["1.png", "2.png"], "conversations": turns("Compare <image> and <image>.", "Equal.")},
+    {"conversations": [{"from": "system", "value": "Be brief."}, *turns("Hi", "Hello")]},
+]
+
+
+def write(tmp_path, content, name="data.json"):
+    path = tmp_path / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_single_image_multi_image_and_text_rows(tmp_path):
+    path = write(tmp_path, ROWS)
+    one, two, text = llava_json(path, tmp_path)
+    assert (one.id, one.images) == ("000", (tmp_path / "a/b.jpg",))
+    assert one.conversations == (
+        (
+            Message("user", (IMAGE, "\nWhat?")),
+            Message("assistant", ("A dog.",)),
+            Message("user", ("Where?",)),
+            Message("assistant", ("Here.",)),
+        ),
+    )
+    assert (two.id, len(two.images)) == ("7", 2)
+    assert two.conversations[0][0].parts == ("Compare ", IMAGE, " and ", IMAGE, ".")
+    assert text.images == () and text.id == f"{path} row 2"
+    assert text.conversations[0][0] == Message("system", ("Be brief.",))
+
+
+def test_jsonl_and_limit(tmp_path):
+    path = write(tmp_path, "\n\n".join(json.dumps(r) for r in ROWS[:2]) + "\n", "data.JSONL")
+    assert [s.id for s in llava_json(path, tmp_path)] == ["000", "7"]
+    assert [s.id for s in llava_json(str(path), str(tmp_path), limit=1)] == ["000"]
+    with pytest.raises(UsageError, match="limit is -1"):
+        llava_json(path, tmp_path, limit=-1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": 5}, r"row 0 \(id 'x'\), field 'image': a file name or a list of them is needed, found 5"),
+        ({"image": None}, "field 'image'.*found None"),
+        ({"image": ["a.png", "b.png"]}, r"row 0 \(id 'x'\).*1 <image> placeholders for 2 images"),
+        ({"image": []}, "1 <image> placeholders for 0 images"),
+        ({"conversations": []}, "field 'conversations': a list of messages is needed"),
+        ({"conversations": ["hi"]}, r"conversations\[0\]: an object with 'from' and 'value' is needed"),
+        (
+            {"conversations": [{"from": "bot", "value": "a"}]},
+            r"'from': unknown 'bot' \(known: gpt, human, sys",
+        ),
+        (
+            {"conversations": [{"from": "human"}]},
+            r"conversations\[0\], field 'value': text is needed, found noth",
+        ),
+        ({"conversations": [{"from": "human", "value": 3}]}, "field 'value': text is needed, found int"),
+        ({"id": ["x"]}, "field 'id'.*found list"),
+    ],
+)
+def test_malformed_rows(tmp_path, change, message):
+    row = {"id": "x", "image": "a.png", "conversations": turns("<image>", "A dog.")} | change
+    with pytest.raises(VlmkitError, match=message) as caught:
+        llava_json(write(tmp_path, [row]), tmp_path)
+    assert "data.json row 0" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        ("[{]", "data.json", "data.json is not JSON"),
+        ('{"id": 1}', "data.json", "holds a dict; a list of objects is needed"),
+        ("[3]", "data.json", "row 0 is a int; an object is needed"),
+        ("[]", "data.json", "holds no sample"),
+        ('{"conversations": 1}\n{', "data.jsonl", "data.jsonl line 2 is not JSON"),
+    ],
+)
+def test_malformed_files(tmp_path, content, name, message):
+    with pytest.raises(VlmkitError, match=message):
+        llava_json(write(tmp_path, content, name), tmp_path)
+
+
+def test_missing_paths(tmp_path):
+    with pytest.raises(VlmkitError, match=r"none\.json does not exist"):
+        llava_json(tmp_path / "none.json", tmp_path)
+    with pytest.raises(VlmkitError, match="nowhere is not a folder"):
+        llava_json(write(tmp_path, ROWS), tmp_path / "nowhere")
+    with pytest.raises(VlmkitError, match="cannot be read as text"):
+        llava_json(tmp_path, tmp_path)
+    (tmp_path / "latin.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(VlmkitError, match="cannot be read as text"):
+        llava_json(tmp_path / "latin.json", tmp_path)

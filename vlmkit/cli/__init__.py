@@ -1,0 +1,74 @@
+"""The command line: one verb, one file. `--help` loads neither torch nor transformers."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from vlmkit import __version__
+from vlmkit.cli import ask, index, list_, plan, rag, search, train
+
+Run = Callable[[argparse.Namespace], int]
+VERBS = {
+    "train": train,
+    "plan": plan,
+    "list": list_,
+    "ask": ask,
+    "index": index,
+    "search": search,
+    "rag": rag,
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="vlmkit",
+        description="Vision-language models from recipes, and multimodal RAG on the same encoders.",
+    )
+    top.add_argument("--version", action="version", version=f"vlmkit {__version__}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, module in VERBS.items():
+        summary = (module.__doc__ or "").strip().splitlines()[0]
+        verb = verbs.add_parser(name, help=summary, description=summary)
+        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        module.arguments(verb)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 done; 1 it failed; 2 it was used wrongly; 130 interrupted.
+    """
+    # Threads that spin while waiting starve each other on shared cores; only the command line decides this.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    args = parser().parse_args(argv)
+    run: Run = VERBS[args.verb].run
+    try:
+        return run(args)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader (head, less) has gone; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, ImportError) as error:
+        if args.debug or not _is_for_users(error):
+            raise
+        return _fail(str(error) or type(error).__name__, getattr(error, "exit_code", 1))
+
+
+def _is_for_users(error: Exception) -> bool:
+    """Our own errors carry an exit code; a full disk or a missing permission explains itself."""
+    return hasattr(error, "exit_code") or (isinstance(error, OSError) and error.strerror is not None)
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"vlmkit: {message}\n")
+    return code

@@ -1,0 +1,69 @@
+"""Ask a trained model a question about an image."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vlmkit.vlm import VLM
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `vlmkit ask`."""
+    parser.add_argument("model", metavar="RUN", help="a run's directory")
+    parser.add_argument("image", metavar="IMAGE", help="an image file")
+    parser.add_argument("question", metavar="QUESTION")
+    parser.add_argument("--stream", action="store_true", help="print the answer while it is made")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--quantize", metavar="METHOD", help="nf4 or fp4: the language model in 4 bits")
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load, answer, print."""
+    from vlmkit.data.sample import open_image
+
+    image = open_image(args.image)
+    model = load_model(args.model, args.quantize)
+    began = time.perf_counter()
+    if args.stream and not args.json:
+        for piece in model.stream(image, args.question, max_new_tokens=args.max_new_tokens):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+        return 0
+    answer = model.ask(image, args.question, max_new_tokens=args.max_new_tokens)
+    if args.json:
+        from vlmkit.cli.console import write_json
+
+        seconds = round(time.perf_counter() - began, 3)
+        write_json({"image": args.image, "question": args.question, "answer": answer, "seconds": seconds})
+    else:
+        sys.stdout.write(answer + "\n")
+    return 0
+
+
+def load_model(path: str, quantize: str | None) -> VLM:
+    """Load a run, in 4 bits if asked; the memory before and after goes to stderr."""
+    from vlmkit import VLM
+    from vlmkit.checkpoint import read_run
+    from vlmkit.cli.console import quiet_loading
+    from vlmkit.errors import UsageError
+
+    quiet_loading()
+    if not read_run(path)["finished"]:
+        raise UsageError(
+            f"{path} is a run that has not finished; do: vlmkit train {path}/recipe.yaml --resume"
+        )
+    model = VLM.from_pretrained(path).eval()
+    if quantize is None:
+        return model
+    from vlmkit.quantize import load_quantized, memory_bytes
+
+    small = load_quantized(path, quantize).eval()
+    before, after = memory_bytes(model), memory_bytes(small)
+    sys.stderr.write(f"{quantize}: {before / 1e6:.2f} MB before, {after / 1e6:.2f} MB after\n")
+    return small

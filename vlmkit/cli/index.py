@@ -1,0 +1,86 @@
+"""Fill and look at an index of images: sync, copy, info."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `vlmkit index`."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    sync = actions.add_parser("sync", help="make the index hold what the folders hold")
+    sync.add_argument("index", metavar="INDEX", help="the index's directory; made if it does not exist")
+    sync.add_argument("paths", nargs="+", metavar="PATH", help="folders or image files")
+    sync.add_argument(
+        "--encoder", metavar="RUN|NAME", help="a run's directory, or FAMILY:WEIGHTS; needed once"
+    )
+    sync.add_argument(
+        "--allow-empty", action="store_true", help="remove all items of a folder that is empty or gone"
+    )
+    info = actions.add_parser("info", help="what the index holds")
+    info.add_argument("index", metavar="INDEX")
+    info.add_argument("--json", action="store_true", help="print one JSON object")
+    copy = actions.add_parser("copy", help="copy all items to another index")
+    copy.add_argument("index", metavar="A")
+    copy.add_argument("target", metavar="B", help="a directory that does not exist yet")
+    for action in (sync, info, copy):
+        action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do one action."""
+    return {"sync": _sync, "info": _info, "copy": _copy}[args.action](args)
+
+
+def _sync(args: argparse.Namespace) -> int:
+    """Exit code 1 says that files were unreadable; everything else is in the index."""
+    from rich.console import Console
+
+    from vlmkit.cli.console import bars
+    from vlmkit.cli.search import index_encoder
+    from vlmkit_retrieval import Index
+
+    reference = args.encoder
+    if reference is not None:
+        # A run is remembered by its full path, so that the index can be used from any folder.
+        reference = str(Path(reference).resolve()) if Path(reference).is_dir() else reference
+    with nullcontext() if reference else Index.open(args.index) as known:
+        encoder = index_encoder(known, reference)
+    with Index.create_or_open(args.index) as index, bars(Console(stderr=True)) as progress:
+        task = progress.add_task("sync", total=None, values="")
+        report = index.sync(
+            args.paths,
+            encoder,
+            reference=reference,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            allow_empty=args.allow_empty,
+        )
+    sys.stdout.write(f"{args.index}: {report}\n")
+    for item in report.unreadable:
+        sys.stderr.write(f"unreadable: {item.path}: {item.reason}\n")
+    return 1 if report.unreadable else 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    from vlmkit.cli.console import write_json
+    from vlmkit_retrieval import Index
+
+    with Index.open(args.index) as index:
+        info = index.info()
+    if args.json:
+        write_json(info)
+    else:
+        for name, value in info.items():
+            sys.stdout.write(f"{name}: {value}\n")
+    return 0
+
+
+def _copy(args: argparse.Namespace) -> int:
+    from vlmkit_retrieval import copy_index
+
+    count = copy_index(args.index, args.target)
+    sys.stdout.write(f"{args.target}: {count} items copied\n")
+    return 0

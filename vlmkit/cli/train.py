@@ -1,0 +1,28 @@
+"""Train a model from a recipe, stage by stage."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `vlmkit train`."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a bundled recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. stages.vqa.steps=10 seed=1")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run if it is there, else start it"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the whole recipe, then train."""
+    from vlmkit.assemble import check_blocks
+    from vlmkit.recipe import load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides, check_blocks)
+    from vlmkit.cli.console import TrainConsole
+    from vlmkit.train.run import train
+
+    with TrainConsole() as console:
+        console.summary(train(recipe, args.resume, console))
+    return 0

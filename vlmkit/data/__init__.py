@@ -1,0 +1,1 @@
+"""Data: formats to samples, prompts to tokens, samples to batches."""

@@ -1,0 +1,162 @@
+"""Samples to batches: prompts, tokens, packing and pixels come together here."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from vlmkit.data.batch import Batch, RowViews, image_tensors, row_views, text_tensors
+from vlmkit.data.pack import PackedRow, pack_prefix
+from vlmkit.data.prompts import PromptFormat
+from vlmkit.data.sample import Conversation, Sample
+from vlmkit.data.tokens import TokenRow, check_supervised, tokenize
+from vlmkit.encoders.spec import VisionSpec
+from vlmkit.errors import UsageError, VlmkitError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TextRules:
+    """How conversations become rows of tokens.
+
+    Attributes:
+        tokenizer: A fast one with a padding token, and the image token if there are images.
+        prompt: From `PROMPTS`.
+        count_tokens: (width, height) of an image in pixels to its number of tokens.
+        image_token_id: Id of the placeholder.
+        eos_weight: Factor on the loss weight of the EOS of an answer.
+        pack: `none`: each conversation is a row with its own copy of the images. `prefix`: all conversations
+            of a sample share a row, see `pack_prefix`; where the images do not all lie in the shared prefix
+            (each must be in the row once) the sample is stored as with `none`.
+        max_length: Longest row in tokens; a longer one is an error.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    prompt: PromptFormat
+    count_tokens: Callable[[tuple[int, int]], int]
+    image_token_id: int
+    eos_weight: float = 1.0
+    pack: Literal["none", "prefix"] = "none"
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.pad_token_id is None:
+            raise UsageError("the tokenizer has no padding token; set tokenizer.pad_token")
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes a `Batch` of (sample, epoch) pairs.
+
+    The same pairs give the same batch, in any process and after a resume.
+
+    Attributes:
+        spec: How images become views.
+        text: How conversations become tokens; None for stages without text, where each sample is one row.
+        hflip: Probability that all images of a sample are mirrored.
+        seed: Of the mirroring.
+    """
+
+    spec: VisionSpec
+    text: TextRules | None = None
+    hflip: float = 0.0
+    seed: int = 0
+
+    def __call__(self, items: Sequence[tuple[Sample, int]]) -> Batch:
+        """Collate.
+
+        Raises:
+            VlmkitError: An image cannot be read, a conversation cannot be rendered, nothing is supervised,
+                or a row is too long; the message names the sample.
+        """
+        samples: list[Sample] = []
+        views: list[RowViews] = []
+        rows: list[PackedRow] = []
+        for sample, epoch in items:
+            images = self._images(sample, epoch)
+            own = [] if self.text is None else sample_rows(sample, [i.size for i in images], self.text)
+            copies = 1 if self.text is None else len(own)
+            samples += [sample] * copies
+            views += [row_views(images, self.spec)] * copies
+            rows += own
+        text = {} if self.text is None else text_tensors(rows, self.text.tokenizer.pad_token_id)
+        ids, captions = tuple(s.id for s in samples), tuple(s.captions for s in samples)
+        return Batch(ids, captions, **text, **image_tensors(views))
+
+    def _images(self, sample: Sample, epoch: int) -> list[Image.Image]:
+        images = sample.open_images()
+        # A hash of names rather than a random state: no order of samples or number of workers changes it.
+        draw = zlib.crc32(f"{self.seed}/{epoch}/{sample.id}".encode()) / 2**32
+        return [ImageOps.mirror(image) for image in images] if draw < self.hflip else images
+
+
+def sample_rows(sample: Sample, sizes: Sequence[tuple[int, int]], rules: TextRules) -> list[PackedRow]:
+    """The rows of a sample with images of these (width, height) in pixels.
+
+    Raises:
+        VlmkitError: See `Collator`.
+    """
+    if not sample.conversations:
+        raise VlmkitError(
+            f"sample {sample.id!r} has no conversation; add one, or use an objective without text"
+        )
+    counts = [rules.count_tokens(size) for size in sizes]
+    rows = [_token_row(sample.id, conversation, counts, rules) for conversation in sample.conversations]
+    packed = [pack_prefix([row]) for row in rows]
+    if rules.pack == "prefix":
+        together = pack_prefix(rows)
+        if together.ids.count(rules.image_token_id) == sum(counts):
+            packed = [together]
+    for row in packed:
+        if rules.max_length is not None and len(row.ids) > rules.max_length:
+            raise VlmkitError(
+                f"sample {sample.id!r} makes a row of {len(row.ids)} tokens and max_length is "
+                f"{rules.max_length}; raise max_length, use pack: none, or shorten the sample"
+            )
+    return packed
+
+
+def _token_row(
+    sample_id: str, conversation: Conversation, counts: Sequence[int], rules: TextRules
+) -> TokenRow:
+    try:
+        segments = rules.prompt.render(conversation, rules.tokenizer)
+        row = tokenize(segments, rules.tokenizer, rules.image_token_id, counts, rules.eos_weight)
+    except VlmkitError as error:
+        error.args = (f"sample {sample_id!r}: {error}",)
+        raise
+    check_supervised(row, sample_id)
+    return row
+
+
+def prompt_batch(
+    rows: Sequence[TokenRow], images: Sequence[Sequence[Image.Image]], spec: VisionSpec, pad_id: int
+) -> dict[str, Tensor]:
+    """Inputs of `generate`: ids and mask padded on the left, and the images' tensors if there are any.
+
+    Args:
+        rows: Prompts that end where the answer starts.
+        images: The images of each row.
+        spec: How images become views.
+        pad_id: Id of the padding token.
+
+    Returns:
+        `input_ids` and `attention_mask` int64 (B, L); with images also `pixel_values` float32
+        (B, M, 3, H, W), `view_images` int64 (B, M) and `view_grids` int64 (B, M, 2) as in `Batch`.
+    """
+    assert len(rows) == len(images) and rows
+    length = max(len(row.ids) for row in rows)
+    pads = [length - len(row.ids) for row in rows]
+    return {
+        "input_ids": torch.tensor([[pad_id] * n + list(row.ids) for n, row in zip(pads, rows)]),
+        "attention_mask": torch.tensor([[0] * n + [1] * (length - n) for n in pads]),
+        **image_tensors([row_views(own, spec) for own in images]),
+    }

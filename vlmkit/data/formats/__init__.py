@@ -1,0 +1,19 @@
+"""Data formats: name to a function of plain keyword arguments that gives samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from vlmkit.data.formats.easy_vqa import easy_vqa, question_type
+from vlmkit.data.formats.image_captions import image_captions
+from vlmkit.data.formats.llava_json import llava_json
+from vlmkit.data.sample import Sample
+
+DATA_FORMATS: dict[str, Callable[..., Sequence[Sample]]] = {
+    "easy_vqa": easy_vqa,
+    "image_captions": image_captions,
+    "llava_json": llava_json,
+}
+
+# What kind of question a reference answer belongs to; scores are given for each kind on its own.
+ANSWER_KINDS: dict[str, Callable[[str], str]] = {"easy_vqa": question_type}

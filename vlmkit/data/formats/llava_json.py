@@ -1,0 +1,87 @@
+"""LLaVA's JSON: rows of `id`, `image` and `conversations`.
+
+The format is that of github.com/haotian-liu/LLaVA, `docs/Finetune_Custom_Data.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from vlmkit.data.formats.files import Row, check_any, check_limit, folder, read_rows, text_field
+from vlmkit.data.sample import IMAGE, Message, Part, Sample
+from vlmkit.errors import VlmkitError
+
+PLACEHOLDER = "<image>"
+ROLES: dict[str, Literal["system", "user", "assistant"]] = {
+    "system": "system",
+    "human": "user",
+    "gpt": "assistant",
+}
+
+
+def llava_json(path: str | Path, image_folder: str | Path, limit: int | None = None) -> Sequence[Sample]:
+    """Read a LLaVA data set, JSON or JSONL; each row is a sample with one conversation.
+
+    `image` is a file name, a list of them, or absent; each `<image>` in the texts takes the next one.
+
+    Args:
+        path: The file; JSONL if its name ends so.
+        image_folder: What the image names are relative to.
+        limit: Use the first so many rows.
+
+    Raises:
+        VlmkitError: A row is malformed; names file, row, id and field.
+    """
+    check_limit(limit)
+    root = folder(image_folder)
+    samples = [_sample(place, row, root) for place, row in islice(read_rows(Path(path)), limit)]
+    check_any(samples, str(path))
+    return samples
+
+
+def _sample(place: str, row: Row, root: Path) -> Sample:
+    name = row.get("id", place)
+    if not isinstance(name, str | int):
+        raise VlmkitError(f"{place}, field 'id': text or a number is needed, found {type(name).__name__}")
+    place = f"{place} (id {str(name)!r})" if "id" in row else place
+    images = tuple(root / image for image in _images(row, place))
+    turns = row.get("conversations")
+    if not isinstance(turns, list) or not turns:
+        raise VlmkitError(f"{place}, field 'conversations': a list of messages is needed, found {turns!r}")
+    conversation = tuple(_message(turn, f"{place}, conversations[{i}]") for i, turn in enumerate(turns))
+    slots = sum(part is IMAGE for message in conversation for part in message.parts)
+    if slots != len(images):
+        raise VlmkitError(
+            f"{place}, field 'conversations': {slots} {PLACEHOLDER} placeholders for {len(images)} images; "
+            "write one for each image"
+        )
+    return Sample(str(name), images, (conversation,))
+
+
+def _images(row: Row, place: str) -> list[str]:
+    value = row.get("image", [])
+    images = [value] if isinstance(value, str) else value
+    if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
+        raise VlmkitError(f"{place}, field 'image': a file name or a list of them is needed, found {value!r}")
+    return images
+
+
+def _message(turn: Any, place: str) -> Message:
+    if not isinstance(turn, dict):
+        raise VlmkitError(
+            f"{place}: an object with 'from' and 'value' is needed, found {type(turn).__name__}"
+        )
+    speaker = text_field(turn, "from", place)
+    if speaker not in ROLES:
+        raise VlmkitError(f"{place}, field 'from': unknown {speaker!r} (known: {', '.join(sorted(ROLES))})")
+    return Message(ROLES[speaker], _parts(text_field(turn, "value", place)))
+
+
+def _parts(text: str) -> tuple[Part, ...]:
+    parts: list[Part] = []
+    for i, piece in enumerate(text.split(PLACEHOLDER)):
+        parts += [IMAGE] * (i > 0) + [piece] * bool(piece)
+    return tuple(parts)

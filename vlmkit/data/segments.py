@@ -1,0 +1,81 @@
+"""Rendered text with what is supervised: the output of every prompt format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vlmkit.data.sample import Message, Part
+from vlmkit.errors import UsageError, VlmkitError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DEFAULT_IMAGE_TOKEN = "<image>"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a rendered conversation.
+
+    Attributes:
+        part: Text exactly as the model sees it, or an image slot.
+        weight: Loss weight of its tokens; 0 = not supervised.
+    """
+
+    part: Part
+    weight: float = 0.0
+
+
+def image_token(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The string that stands for an image in text: the tokenizer's own, or `<image>`."""
+    return getattr(tokenizer, "image_token", None) or DEFAULT_IMAGE_TOKEN
+
+
+def eos_token(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The string that ends an answer.
+
+    Raises:
+        UsageError: The tokenizer has none.
+    """
+    if tokenizer.eos_token is None:
+        raise UsageError("the tokenizer has no EOS token, an answer could not end; set tokenizer.eos_token")
+    return str(tokenizer.eos_token)
+
+
+def check_text(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse text that would be read as an image.
+
+    Raises:
+        VlmkitError: A text part contains the image placeholder.
+    """
+    for placeholder in sorted({image_token(tokenizer), DEFAULT_IMAGE_TOKEN}):
+        for i, message in enumerate(messages):
+            if placeholder in message.text:
+                raise VlmkitError(
+                    f"the text of message {i} ({message.role}) contains the image placeholder "
+                    f"{placeholder!r}; write images as IMAGE parts, or remove it from the text"
+                )
+
+
+def check_turns(messages: Sequence[Message], *, generate: bool) -> None:
+    """Refuse conversations whose turns no format can render.
+
+    Args:
+        messages: Optionally a system message, then user and assistant in turn.
+        generate: The assistant's answer is still to come.
+
+    Raises:
+        VlmkitError: The roles do not alternate, or the last speaker is the wrong one.
+    """
+    roles = [m.role for m in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    last = "user" if generate else "assistant"
+    if turns != [("user", "assistant")[i % 2] for i in range(len(turns))]:
+        raise VlmkitError(
+            f"the roles are {roles}; possible: an optional system, then user and assistant in turn"
+        )
+    if not turns or turns[-1] != last:
+        purpose = "to be answered" if generate else "to train on"
+        raise VlmkitError(f"the roles are {roles}; a conversation {purpose} must end with the {last}'s turn")

@@ -1,0 +1,148 @@
+"""Segments to token ids with a loss weight for every token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vlmkit.data.sample import IMAGE
+from vlmkit.data.segments import Segment, image_token
+from vlmkit.errors import UsageError, VlmkitError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Token = tuple[int, int, int]  # id, and where it starts and ends in the text
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """Token ids with the loss weight of each.
+
+    Attributes:
+        ids: Token ids; an image is a run of the image token's id.
+        weights: Loss weight of each token; 0 = not supervised.
+    """
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.ids) == len(self.weights)
+
+
+def tokenize(
+    segments: Sequence[Segment],
+    tokenizer: PreTrainedTokenizerBase,
+    image_token_id: int,
+    image_counts: Sequence[int],
+    eos_weight: float = 1.0,
+) -> TokenRow:
+    """Tokenise a rendered conversation as a whole, so that ids are those a serving engine gets.
+
+    A token is supervised where it meets a supervised segment. BOS comes first if the tokenizer adds one and
+    the text does not start with it.
+
+    Args:
+        segments: From a prompt format.
+        tokenizer: A fast one, that has the image token if there are image slots.
+        image_token_id: Id of the image token.
+        image_counts: Number of tokens of each image, in the order of the slots.
+        eos_weight: Factor on the loss weight of supervised EOS tokens.
+
+    Raises:
+        UsageError: The tokenizer is slow, or does not know the image token under that id.
+        VlmkitError: The number of slots is not the number of counts.
+    """
+    _check(segments, tokenizer, image_token_id, image_counts)
+    text, weights = _flatten(segments, image_token(tokenizer))
+    answers = [i for i, weight in enumerate(weights) if weight and not (i and weights[i - 1])]
+    coded = _encode(text, answers, tokenizer)
+    counts = iter(image_counts)
+    out = [(i, 0.0) for i in _bos(tokenizer, [token for token, _, _ in coded])]
+    for token, start, end in coded:
+        if token == image_token_id:
+            out += [(token, 0.0)] * next(counts)
+            continue
+        # Tokenizers that trim spaces from offsets can leave none: such a token goes with what follows.
+        weight = max(weights[start : max(end, start + 1)], default=0.0)
+        out.append((token, weight * (eos_weight if token == tokenizer.eos_token_id else 1.0)))
+    return TokenRow(tuple(i for i, _ in out), tuple(w for _, w in out))
+
+
+def _flatten(segments: Sequence[Segment], placeholder: str) -> tuple[str, list[float]]:
+    """The whole text, and the weight of each of its characters."""
+    texts = [placeholder if s.part is IMAGE else str(s.part) for s in segments]
+    return "".join(texts), [s.weight for s, text in zip(segments, texts) for _ in text]
+
+
+def _encode(text: str, answers: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[Token]:
+    """Tokens such that what precedes each answer is tokenised as the prompt for that answer will be.
+
+    A tokenizer may join the prompt's end and the answer's start in one token (a newline and the answer's
+    own): the model would be trained on a sequence that it is never asked with. There, and only there, the
+    text is cut.
+
+    Args:
+        text: All of it.
+        answers: Where answers start in it.
+        tokenizer: A fast one.
+    """
+    whole = _tokens(text, 0, tokenizer)
+    if not answers:
+        return whole
+    prompt = _encode(text[: answers[-1]], answers[:-1], tokenizer)
+    if [t[0] for t in whole[: len(prompt)]] == [t[0] for t in prompt]:
+        return whole
+    return prompt + _tokens(text[answers[-1] :], answers[-1], tokenizer)
+
+
+def _tokens(text: str, offset: int, tokenizer: PreTrainedTokenizerBase) -> list[Token]:
+    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    spans = zip(coded["input_ids"], coded["offset_mapping"])
+    return [(token, offset + start, offset + end) for token, (start, end) in spans]
+
+
+def _bos(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[int]:
+    bos = tokenizer.bos_token_id
+    added = bos is not None and tokenizer("")["input_ids"][:1] == [bos]
+    return [bos] if added and list(ids[:1]) != [bos] else []
+
+
+def _check(
+    segments: Sequence[Segment],
+    tokenizer: PreTrainedTokenizerBase,
+    image_token_id: int,
+    image_counts: Sequence[int],
+) -> None:
+    if not tokenizer.is_fast:
+        raise UsageError(f"{type(tokenizer).__name__} gives no offsets; use the fast tokenizer of the model")
+    slots = sum(s.part is IMAGE for s in segments)
+    if slots != len(image_counts):
+        raise VlmkitError(f"the prompt has {slots} image slots and {len(image_counts)} images were given")
+    name = image_token(tokenizer)
+    if slots and tokenizer.convert_tokens_to_ids(name) != image_token_id:
+        raise UsageError(
+            f"the tokenizer does not have {name!r} under the id {image_token_id}; do: "
+            f"tokenizer.add_special_tokens({{'image_token': {name!r}}}), and resize the model's embeddings"
+        )
+
+
+def check_supervised(row: TokenRow, sample_id: str) -> None:
+    """Refuse a row that would train nothing.
+
+    Raises:
+        VlmkitError: No token of the row is supervised; names the sample.
+    """
+    if not any(row.weights):
+        raise VlmkitError(
+            f"sample {sample_id!r} has no supervised token among {len(row.ids)}; give it a non-empty answer "
+            "with a weight above 0, or remove it"
+        )
+
+
+def unknown_words(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The words of a text that the tokenizer cannot write, each once, in order."""
+    tokens = _tokens(text, 0, tokenizer)
+    return list(dict.fromkeys(text[s:e] for token, s, e in tokens if token == tokenizer.unk_token_id))

@@ -1,0 +1,100 @@
+"""What a vision encoder states about itself: no weights, and no torch at import.
+
+Workers, `plan` and exporters use a spec without loading a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vlmkit.errors import UsageError, unknown_name
+from vlmkit.layouts import LAYOUTS, View
+
+Pixels = NDArray[np.float32]
+Resample = Literal["bilinear", "bicubic", "lanczos"]
+RESAMPLES = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+# A byte in [0, 1], rounded once from float64 as in the reference processors.
+UNIT = (np.arange(256) * (1 / 255)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class VisionSpec:
+    """Stated, never guessed.
+
+    Attributes:
+        image_size: Side of the square that a view is brought to, in pixels.
+        patch_size: Side of the square of pixels behind one patch token (a stem's total stride).
+        width: Width of the patch tokens.
+        prefix_tokens: Tokens in front of the patches (CLS, registers) that are dropped.
+        layer: Which hidden state is read: an index into [embeddings, block 1, ..., block n], -1 the last.
+        mean, std: Per-channel normalisation of pixels in [0, 1].
+        layout: How an image becomes views, a name from `LAYOUTS`.
+        resample: Interpolation, a name from `RESAMPLES`.
+        embed_dim: Width of the retrieval space; 0 if there is none.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    prefix_tokens: int = 0
+    layer: int = -1
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    layout: str = "square"
+    resample: Resample = "bicubic"
+    embed_dim: int = 0
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise unknown_name("layout", self.layout, LAYOUTS)
+        if self.resample not in RESAMPLES:
+            raise unknown_name("resample", self.resample, RESAMPLES)
+
+    def views(self, image_size: tuple[int, int]) -> tuple[View, ...]:
+        """The views of an image of (width, height) pixels, each a grid of patches.
+
+        A pure function of sizes: no pixels are needed.
+        """
+        return LAYOUTS[self.layout].views(image_size, self.image_size, self.patch_size)
+
+    def preprocess(self, image: Image.Image) -> list[Pixels]:
+        """One float32 array of shape (3, height, width), normalised, for each of `views(image.size)`."""
+        fill = tuple(int(m * 255) for m in self.mean)
+        resample = RESAMPLES[self.resample]
+        pictures = LAYOUTS[self.layout].pictures(to_rgb(image), self.image_size, resample, fill)
+        return [self._normalise(p) for p in pictures]
+
+    def _normalise(self, picture: Image.Image) -> Pixels:
+        """HWC bytes to CHW floats, in the order and precision of the reference processors."""
+        normed = (UNIT[np.asarray(picture)] - np.asarray(self.mean, np.float32)) / np.asarray(
+            self.std, np.float32
+        )
+        return np.ascontiguousarray(normed.transpose(2, 0, 1))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Three channels; transparency over white, as in transformers, so that no hidden colour shows."""
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def hidden_state_index(family: str, layer: int, depth: int) -> int:
+    """How many of `depth` blocks lie below the hidden state `layer` (see `VisionSpec.layer`).
+
+    Raises:
+        UsageError: There is no such hidden state.
+    """
+    if not -depth - 1 <= layer <= depth:
+        raise UsageError(f"{family}: no layer {layer}; with depth {depth}: {-depth - 1} to {depth}")
+    return layer + 1 + depth if layer < 0 else layer

@@ -1,0 +1,306 @@
+"""Recipes: YAML to frozen, checked objects. Imports no torch.
+
+All errors of a file are reported at once, each with its path in the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from vlmkit.errors import UsageError
+from vlmkit.recipe_files import find_recipe
+
+PartName = Literal["encoder", "connector", "llm"]
+BlockCheck = Callable[[Mapping[str, Any]], Sequence[str]]
+
+
+class Yaml(yaml.SafeLoader):
+    """YAML 1.2 numbers: PyYAML follows 1.1, where `2e-5` is text."""
+
+
+Yaml.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+\.?\d*)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+class Frozen(BaseModel):
+    """Immutable, and no key that is not known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Block(BaseModel):
+    """A named building block with its own arguments: `{type: mlp, depth: 2}`.
+
+    Attributes:
+        type: A name of the table the block is from, or `package.module:Class`.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    type: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class LLM(BaseModel):
+    """The language model: `weights` of a pretrained one, or `type` and configuration of one from scratch."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    weights: str | None = None
+    type: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> LLM:
+        if (self.weights is None) == (self.type is None):
+            raise ValueError("give either 'weights' (pretrained) or 'type' (from scratch)")
+        if self.weights is not None and self.options:
+            raise ValueError(
+                f"with 'weights' nothing else can be set; found {', '.join(sorted(self.options))}"
+            )
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of the configuration of a model from scratch."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Model(Frozen):
+    """The parts that are assembled.
+
+    Attributes:
+        encoders: Vision encoders; one until fused encoders arrive.
+        connector: What joins vision to language.
+        llm: The language model.
+        prompt: Name of the prompt format the model answers with.
+    """
+
+    encoders: list[Block] = Field(min_length=1, max_length=1)
+    connector: Block
+    llm: LLM
+    prompt: str = "chat_template"
+
+
+class Lora(Frozen):
+    """Low-rank adapters on the language model's linear layers (Hu et al. 2021, https://arxiv.org/abs/2106.09685)."""
+
+    r: int = Field(8, ge=1)
+    alpha: float = 16
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class Part(Frozen):
+    """How one part trains. A part that is not named is frozen."""
+
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    lora: Lora | None = None
+
+
+class Stage(Frozen):
+    """One stage of training.
+
+    Attributes:
+        objective: A name, or weights by name.
+        data: Where samples come from.
+        train: Parts that train; every other is frozen.
+        batch_size: Samples a step, over all processes and accumulation.
+        micro_batch_size: Samples a forward pass and process; the whole share by default.
+        steps, epochs: Length; give one of them.
+        warmup: Steps, or a share of all steps if below 1.
+        schedule: Shape after the warmup; `cosine` goes to zero.
+        clip: Largest norm of the gradient.
+        betas: AdamW's.
+        pack: `prefix` puts all conversations of a sample behind one copy of its images.
+        prompt: Prompt format of this stage; the model's by default.
+        eos_weight: Loss weight of the end token of an answer.
+        hflip: Probability that an image is mirrored.
+        max_length: Longest row in tokens; a longer one is an error.
+        workers: Processes that load data; 0 loads in the training process.
+        checkpoint_every: Steps between checkpoints; 0 for none.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    objective: str | Annotated[dict[str, float], Field(min_length=1)] = "next_token"
+    data: Block
+    train: dict[PartName, Part] = Field(min_length=1)
+    batch_size: int = Field(32, ge=1)
+    micro_batch_size: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0)
+    warmup: float = Field(0.03, ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    clip: float = Field(1.0, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    pack: Literal["none", "prefix"] = "none"
+    prompt: str | None = None
+    eos_weight: float = Field(1.0, ge=0)
+    hflip: float = Field(0.0, ge=0, le=1)
+    max_length: int | None = Field(None, ge=1)
+    workers: int = Field(0, ge=0)
+    checkpoint_every: int = Field(200, ge=0)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Stage:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either 'steps' or 'epochs'")
+        if (self.train.get("encoder") and self.train["encoder"].lora) or (
+            self.train.get("connector") and self.train["connector"].lora
+        ):
+            raise ValueError("'lora' is possible for the llm only")
+        return self
+
+
+class Evaluate(Frozen):
+    """A measurement after training: exact match of generated answers.
+
+    Attributes:
+        data: Samples with reference answers.
+        blind: Also with a blank image, which shows what the questions alone give away.
+        max_new_tokens: Longest answer.
+    """
+
+    data: Block
+    blind: bool = True
+    max_new_tokens: int = Field(8, ge=1)
+
+
+class Recipe(Frozen):
+    """A whole run.
+
+    Attributes:
+        name: Names the run directory `runs/NAME` unless `output` says otherwise.
+        seed: Of initialisation, data order and augmentation.
+        precision: `auto` is bfloat16 where the device computes in it, float32 elsewhere.
+        init_from: A finished run or a saved model to start from, instead of fresh parts.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    output: str | None = None
+    init_from: str | None = None
+    model: Model
+    stages: list[Stage] = Field(min_length=1)
+    evaluate: Evaluate | None = None
+
+    @field_validator("stages")
+    @classmethod
+    def _distinct(cls, stages: list[Stage]) -> list[Stage]:
+        names = [s.name for s in stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stage names must differ, found {', '.join(names)}")
+        return stages
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run is written."""
+        return Path(self.output or f"runs/{self.name}")
+
+
+def load_recipe(name: str | Path, overrides: Sequence[str] = (), check: BlockCheck | None = None) -> Recipe:
+    """Read a recipe file or a bundled recipe.
+
+    Args:
+        name: A path, or the name of a bundled recipe.
+        overrides: `key=value`, the key a dotted path (`stages.vqa.steps=10`), the value YAML.
+        check: Further checks of the raw recipe, e.g. that building blocks and their arguments exist.
+
+    Raises:
+        UsageError: All errors of the file, with their paths.
+    """
+    path = find_recipe(name)
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Yaml)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path} is not a recipe: a mapping with 'name', 'model' and 'stages' is needed")
+    for override in overrides:
+        apply_override(raw, override)
+    problems = list(check(raw)) if check else []
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        problems = _messages(error) + problems
+    if problems:
+        lines = "".join(f"\n  {p}" for p in problems)
+        raise UsageError(f"{path}: {len(problems)} error{'s' * (len(problems) > 1)}{lines}")
+    return recipe
+
+
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set one value in a raw recipe; an item of a list is an index or the item's name.
+
+    Raises:
+        UsageError: The override is not `key=value`, or leads through something that is not there.
+    """
+    path, equals, value = override.partition("=")
+    if not equals:
+        raise UsageError(f"{override!r} is not key=value; e.g. stages.0.steps=10")
+    keys = path.split(".")
+    node: Any = raw
+    for key in keys[:-1]:
+        node = node[_index(node, key, override)] if isinstance(node, list) else node.setdefault(key, {})
+        if not isinstance(node, dict | list):
+            raise UsageError(f"{override!r}: {key!r} holds a value, it has no parts")
+    try:
+        read = yaml.load(value, Yaml)
+    except yaml.YAMLError:
+        raise UsageError(f"{override!r}: {value!r} is not YAML; put it in quotes") from None
+    node[_index(node, keys[-1], override) if isinstance(node, list) else keys[-1]] = read
+
+
+def _index(items: list[Any], key: str, override: str) -> int:
+    names = [item.get("name") for item in items if isinstance(item, dict)]
+    if key in names:
+        return names.index(key)
+    if key.isdigit() and int(key) < len(items):
+        return int(key)
+    known = [*map(str, range(len(items))), *[n for n in names if n]]
+    raise UsageError(f"{override!r}: no item {key!r} (known: {', '.join(known)})")
+
+
+def _messages(error: ValidationError) -> list[str]:
+    """Pydantic's findings in one line each: path, what was found, what is possible."""
+    messages = []
+    for problem in error.errors():
+        path = ".".join(str(p) for p in problem["loc"] if p != "[key]")
+        if problem["type"] == "extra_forbidden":
+            messages.append(f"{path}: unknown key{_nearest(problem['loc'])}")
+        elif problem["type"] == "missing":
+            messages.append(f"{path}: is missing")
+        else:
+            text = problem["msg"].removeprefix("Value error, ")
+            found = "" if problem["type"] == "value_error" else f"; found {problem['input']!r}"
+            possible = re.findall("'(.+?)'", str(problem.get("ctx", {}).get("expected", "")))
+            messages.append(f"{path}: {text}{found}{_hint(problem['input'], possible)}")
+    return messages
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "model": Model, "stages": Stage, "evaluate": Evaluate, "train": Part, "lora": Lora,
+}  # fmt: skip
+
+
+def _nearest(loc: tuple[int | str, ...]) -> str:
+    section = next((_SECTIONS[str(p)] for p in reversed(loc[:-1]) if str(p) in _SECTIONS), Recipe)
+    known = sorted(section.model_fields)
+    return f"{_hint(loc[-1], known)} (known: {', '.join(known)})"
+
+
+def _hint(found: Any, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(found), known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,1 @@
+"""Training: stages of a recipe, one after the other, resumable at any step."""

@@ -1,0 +1,221 @@
+"""The steps of one stage: accumulate, normalise by all supervised tokens, clip, step, write down.
+
+Every step is a function of (recipe, seed, step, stored state), so that a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset
+
+from vlmkit import checkpoint
+from vlmkit.data.batch import Batch
+from vlmkit.data.collate import Collator
+from vlmkit.data.sample import Sample
+from vlmkit.errors import UsageError, VlmkitError
+from vlmkit.recipe import Stage
+from vlmkit.train.metrics import MetricsFile, Reporter
+from vlmkit.train.module import StageModule, batch_weight
+from vlmkit.train.schedule import Order, lr_factor, total_steps
+
+Values = dict[str, float]
+
+
+class Interrupted(VlmkitError):
+    """Ctrl-C or a termination signal: a checkpoint was written."""
+
+    exit_code = 130
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What a stage trains on.
+
+    Attributes:
+        samples: All of them.
+        collate: Samples to a batch.
+        seed: Of the order.
+    """
+
+    samples: Sequence[Sample]
+    collate: Collator
+    seed: int
+
+
+class Steps(Dataset[list[Batch]]):
+    """Step number to this process's micro-batches: a map-style data set, so that workers need no state."""
+
+    def __init__(self, stage: Stage, data: StageData, rank: int, world: int) -> None:
+        if stage.batch_size < world:
+            raise UsageError(
+                f"stage {stage.name!r}: batch_size {stage.batch_size} is below {world} processes; raise it"
+            )
+        self.stage = stage
+        self.data = data
+        self.rank = rank
+        self.world = world
+        self.order = Order(len(data.samples), data.seed)
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        size = self.stage.batch_size
+        stream = [self.order[p] for p in range(step * size, (step + 1) * size)][self.rank :: self.world]
+        keyed = [(self.data.samples[number], epoch) for epoch, number in stream]
+        micro = self.stage.micro_batch_size or len(keyed)
+        return [self.data.collate(keyed[i : i + micro]) for i in range(0, len(keyed), micro)]
+
+
+@dataclass
+class StageRun:
+    """Where a stage writes and whom it tells.
+
+    Attributes:
+        run_dir: The run's directory.
+        accelerator: Devices and processes.
+        metrics: One line a step.
+        reporter: Told of each step.
+        clip: Largest norm of the gradient.
+        workers: Data-loading processes.
+    """
+
+    run_dir: Path
+    accelerator: Accelerator
+    metrics: MetricsFile
+    reporter: Reporter
+    clip: float = 1.0
+    workers: int = 0
+    stop: bool = field(default=False, init=False)
+
+    def ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
+        """Signal handler: finish the step that is under way; a second Ctrl-C does not wait."""
+        if self.stop:
+            raise KeyboardInterrupt
+        self.stop = True
+
+
+def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun, resume: Path | None) -> None:
+    """Train one stage to its end, from a checkpoint if one is given.
+
+    Raises:
+        Interrupted: A signal came; a checkpoint was written.
+        VlmkitError: The loss or a gradient is not finite; names the samples.
+    """
+    optimizer = torch.optim.AdamW(module.param_groups(stage), betas=stage.betas)
+    base_rates = [group["lr"] for group in optimizer.param_groups]
+    steps = total_steps(stage, len(data.samples))
+    start = int(checkpoint.load_checkpoint(resume, module, optimizer)["step"]) if resume else 0
+    run.metrics.rewind(stage.name, start)
+    wrapped, optimizer = run.accelerator.prepare(module, optimizer)
+    wrapped.train()
+    run.reporter.begin(stage.name, start, steps)
+    with _stop_signals(run):
+        for step, batches in _batches(stage, data, run, start, steps):
+            factor = lr_factor(stage, step, steps)
+            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = rate * factor
+            began = time.perf_counter()
+            values = _step(wrapped, optimizer, module.weights, batches, run)
+            values |= {"lr": factor, "seconds": time.perf_counter() - began}
+            run.metrics.write({"stage": stage.name, "step": step + 1, **values})
+            run.reporter.step(step + 1, values)
+            due = stage.checkpoint_every and (step + 1) % stage.checkpoint_every == 0
+            if step + 1 == steps or due or run.stop:
+                _save(module, stage, optimizer, run, step + 1)
+            if run.stop:
+                raise Interrupted(f"stopped after step {step + 1} of stage {stage.name}; go on with --resume")
+    run.reporter.end()
+
+
+def _batches(
+    stage: Stage, data: StageData, run: StageRun, start: int, steps: int
+) -> Iterator[tuple[int, list[Batch]]]:
+    """(step, micro-batches) from `start` on."""
+    dataset = Steps(stage, data, run.accelerator.process_index, run.accelerator.num_processes)
+    numbers = range(start, steps)
+    loader = DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=run.workers)
+    return zip(numbers, loader, strict=True)
+
+
+@contextmanager
+def _stop_signals(run: StageRun) -> Iterator[None]:
+    """Turn Ctrl-C and termination into a request to stop; possible in the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handled = {s: signal.signal(s, run.ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+
+
+def _step(
+    wrapped: Any, optimizer: Any, weights: dict[str, float], batches: list[Batch], run: StageRun
+) -> Values:
+    """One optimiser step over the micro-batches; returns what is written down."""
+    accelerator = run.accelerator
+    totals = _global_weights(batches, weights, accelerator)
+    sums = {name: torch.zeros((), device=accelerator.device) for name in weights}
+    for i, batch in enumerate(batches):
+        last = i == len(batches) - 1
+        with nullcontext() if last else accelerator.no_sync(wrapped):
+            losses = wrapped(batch.to(accelerator.device))
+            for name, (total, _) in losses.items():
+                sums[name] += total.detach() / totals[name]
+            loss = sum(weights[name] * total / totals[name] for name, (total, _) in losses.items())
+            # DDP averages over processes, and the sum over all of them is wanted.
+            accelerator.backward(loss * accelerator.num_processes)
+    values = {name: float(accelerator.reduce(value)) for name, value in sums.items()}
+    loss_value = sum(weights[name] * value for name, value in values.items())
+    norm = float(accelerator.clip_grad_norm_(wrapped.parameters(), run.clip))
+    _refuse_non_finite(loss_value, norm, batches)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {"loss": loss_value, **values, "grad_norm": norm, **_counts(batches)}
+
+
+def _counts(batches: list[Batch]) -> Values:
+    """What this process worked on: tokens of all rows, and views of all images."""
+    tokens = sum(int((b.branches_BL >= 0).sum()) for b in batches if b.branches_BL is not None)
+    views = sum(int((b.view_images >= 0).sum()) for b in batches if b.view_images is not None)
+    return {"tokens": tokens, "images": views}
+
+
+def _global_weights(
+    batches: list[Batch], weights: dict[str, float], accelerator: Accelerator
+) -> dict[str, float]:
+    """The weight each objective's sum is divided by: over all micro-batches and all processes of the step."""
+    own = [sum(batch_weight(name, b) for b in batches) for name in weights]
+    everywhere = accelerator.reduce(torch.tensor(own, dtype=torch.float64, device=accelerator.device))
+    return {name: max(float(value), 1e-9) for name, value in zip(weights, everywhere.tolist(), strict=True)}
+
+
+def _refuse_non_finite(loss: float, norm: float, batches: list[Batch]) -> None:
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        names = ", ".join(name for b in batches for name in b.sample_ids)
+        raise VlmkitError(
+            f"loss {loss} and gradient norm {norm} in a step with samples {names}; "
+            "lower the learning rate, or look at these samples"
+        )
+
+
+def _save(module: StageModule, stage: Stage, optimizer: Any, run: StageRun, step: int) -> None:
+    """A checkpoint under `checkpoints/`, by the main process; older ones go."""
+    if run.accelerator.is_main_process:
+        path = run.run_dir / "checkpoints" / f"{stage.name}-step-{step:06d}"
+        inner = getattr(optimizer, "optimizer", optimizer)
+        checkpoint.save_checkpoint(path, module, inner, {"stage": stage.name, "step": step})
+        checkpoint.rotate(run.run_dir, stage.name)
+    run.accelerator.wait_for_everyone()

@@ -1,0 +1,116 @@
+"""`metrics.jsonl` and its plot, and the protocol by which the loop tells of its progress."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from vlmkit.errors import MissingExtraError
+from vlmkit.train.stage import PartRow
+
+
+class Reporter(Protocol):
+    """Told of what happens; the command line draws it, tests collect it."""
+
+    def stage(self, name: str, rows: Sequence[PartRow], note: str) -> None:
+        """A stage is set up: what trains, at which rate, in which precision."""
+        ...
+
+    def begin(self, name: str, start: int, steps: int) -> None:
+        """The steps of a stage begin."""
+        ...
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        """One step is done."""
+        ...
+
+    def end(self) -> None:
+        """The stage is done."""
+        ...
+
+    def working(self, what: str, done: int, total: int) -> None:
+        """Another piece of work (evaluation) goes on."""
+        ...
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def stage(self, name: str, rows: Sequence[PartRow], note: str) -> None:
+        """See `Reporter`."""
+
+    def begin(self, name: str, start: int, steps: int) -> None:
+        """See `Reporter`."""
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        """See `Reporter`."""
+
+    def end(self) -> None:
+        """See `Reporter`."""
+
+    def working(self, what: str, done: int, total: int) -> None:
+        """See `Reporter`."""
+
+
+class MetricsFile:
+    """One JSON line a step.
+
+    Args:
+        path: The file; it is appended to.
+        active: Whether this process writes (only the main one does).
+    """
+
+    def __init__(self, path: Path, active: bool = True) -> None:
+        self.path = path
+        self.active = active
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Append one line."""
+        if self.active:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dict(values)) + "\n")
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Drop a stage's lines after `step`: a resumed run writes them again."""
+        if not self.active or not self.path.exists():
+            return
+        kept = [row for row in read_metrics(self.path) if row["stage"] != stage or row["step"] <= step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        partial.replace(self.path)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All rows; a last line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def plot_metrics(path: Path, picture: Path) -> None:
+    """Loss curves of every stage, one panel each, as a PNG."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("matplotlib", "train") from None
+    stages: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in read_metrics(path):
+        stages[row["stage"]].append(row)
+    figure = Figure(figsize=(5.5 * max(1, len(stages)), 4), layout="constrained")
+    axes = figure.subplots(1, max(1, len(stages)), squeeze=False)[0]
+    for axis, (name, rows) in zip(axes, stages.items()):
+        steps = [row["step"] for row in rows]
+        for curve in ("next_token", "contrastive"):
+            if curve in rows[0]:
+                axis.plot(steps, [row[curve] for row in rows], label=curve, linewidth=1)
+        axis.set(title=f"stage {name}", xlabel="step", ylabel="loss", yscale="log")
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False)
+    figure.savefig(picture, dpi=120)

@@ -1,0 +1,122 @@
+"""The model with a stage's objectives, as the one module that accelerate wraps.
+
+Shapes: B rows, L tokens, D width of the language model, I images, E retrieval width, U distinct captions,
+N image tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vlmkit.data.batch import Batch
+from vlmkit.objectives import IGNORE, ContrastiveHead, caption_targets, objective_weights, token_loss
+from vlmkit.recipe import Stage
+from vlmkit.train.stage import PARTS, part_module
+from vlmkit.vlm import VLM
+from vlmkit_connectors import VisionFeatures
+
+LOGIT_SCALE_LR = 10.0
+
+
+class StageModule(nn.Module):
+    """The model with the stage's objectives: one forward pass gives every loss, as a sum and its weight.
+
+    It is the module that accelerate wraps, so that every parameter's gradient is seen in `forward`.
+    """
+
+    def __init__(self, model: VLM, stage: Stage) -> None:
+        super().__init__()
+        self.vlm = model
+        self.weights = objective_weights(stage.objective)
+        self.contrastive = ContrastiveHead() if "contrastive" in self.weights else None
+
+    def forward(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each objective's (sum of losses, weight) on a batch that is on the model's device."""
+        images = self._features(batch)
+        # A process whose rows have no image must still touch the parameters that other processes' images do.
+        features = images or self._dummy_features()
+        losses = {}
+        if "next_token" in self.weights:
+            losses["next_token"] = self._next_token(batch, images, features)
+        if self.contrastive is not None:
+            losses["contrastive"] = self._contrastive(batch, features)
+        return losses
+
+    def _features(self, batch: Batch) -> list[VisionFeatures] | None:
+        if batch.pixel_values is None:
+            return None
+        assert batch.view_images is not None and batch.view_grids is not None
+        return self.vlm.encode_images(batch.pixel_values, batch.view_images, batch.view_grids)
+
+    def _dummy_features(self) -> list[VisionFeatures]:
+        """Of one black image."""
+        spec, device = self.vlm.spec, self.vlm.device
+        views = spec.views((spec.image_size, spec.image_size))
+        pixels = torch.zeros(1, len(views), 3, spec.image_size, spec.image_size, device=device)
+        grids = torch.tensor([[(view.rows, view.cols) for view in views]], device=device)
+        return self.vlm.encode_images(pixels, torch.zeros_like(grids[..., 0]), grids)
+
+    def _next_token(
+        self, batch: Batch, images: list[VisionFeatures] | None, features: list[VisionFeatures]
+    ) -> tuple[Tensor, Tensor]:
+        assert batch.input_ids_BL is not None and batch.labels_BL is not None and batch.weights_BL is not None
+        embeds_BLD = self.vlm.embed(batch.input_ids_BL, images, batch.view_images)
+        if images is None:
+            embeds_BLD = embeds_BLD + 0.0 * self.vlm.connector(features).tokens_ND.sum().to(embeds_BLD)
+        placed = {"position_ids": batch.positions_BL, "use_cache": False}
+        logits_BLW = self.vlm.decode(embeds_BLD, batch.branches_BL, **placed).logits
+        return token_loss(logits_BLW, batch.labels_BL, batch.weights_BL)
+
+    def _contrastive(self, batch: Batch, features: list[VisionFeatures]) -> tuple[Tensor, Tensor]:
+        """Each row's first image against the captions of the batch; zero where no image has a caption."""
+        pooled_IE = features[0].pooled_BE
+        assert self.contrastive is not None
+        assert pooled_IE is not None, "check_fit refuses encoders without a retrieval space"
+        rows, first = captioned_rows(batch)
+        if not rows:
+            zero = 0.0 * (pooled_IE.sum() + self.contrastive.log_scale)
+            return zero, zero.detach()
+        distinct, positive_BU = caption_targets(tuple(batch.captions[row] for row in rows))
+        text_UE = self.vlm.vision_encoder.text_tower().embed(distinct).to(pooled_IE.device)
+        loss, weight = self.contrastive(pooled_IE[first], text_UE, positive_BU.to(pooled_IE.device))
+        return loss, weight
+
+    def param_groups(self, stage: Stage) -> list[dict[str, object]]:
+        """Optimiser groups of the parameters that train, by part; biases and norms do not decay."""
+        groups: list[dict[str, object]] = []
+        for part in PARTS:
+            wanted = stage.train.get(part)
+            trained = [p for p in part_module(self.vlm, part).parameters() if p.requires_grad]
+            for decays in (True, False):
+                params = [p for p in trained if (p.ndim > 1) is decays]
+                if wanted is not None and params:
+                    decay = wanted.weight_decay if decays else 0.0
+                    groups.append({"params": params, "lr": wanted.lr, "weight_decay": decay, "name": part})
+        if self.contrastive is not None:
+            lr = stage.train["encoder"].lr * LOGIT_SCALE_LR if "encoder" in stage.train else 1e-3
+            scale = {
+                "params": list(self.contrastive.parameters()),
+                "lr": lr,
+                "weight_decay": 0.0,
+                "name": "scale",
+            }
+            groups.append(scale)
+        return groups
+
+
+def batch_weight(objective: str, batch: Batch) -> float:
+    """What an objective's sum over this batch is divided by: supervised weight, or images with captions."""
+    if objective == "contrastive":
+        return float(len(captioned_rows(batch)[0]))
+    assert batch.labels_BL is not None and batch.weights_BL is not None
+    return float(batch.weights_BL[:, 1:][batch.labels_BL[:, 1:] != IGNORE].sum())
+
+
+def captioned_rows(batch: Batch) -> tuple[list[int], list[int]]:
+    """Rows that have an image and a caption, and the number of each one's first image in the batch."""
+    if batch.view_images is None:
+        return [], []
+    images = (batch.view_images.amax(1) + 1).tolist()
+    rows = [row for row, own in enumerate(batch.captions) if own and images[row]]
+    return rows, [sum(images[:row]) for row in rows]

@@ -1,0 +1,100 @@
+"""What trains in a stage, and how fast: applied to the model, and said aloud."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from vlmkit.errors import MissingExtraError, UsageError
+from vlmkit.recipe import Lora, PartName, Stage
+from vlmkit.vlm import VLM
+
+PARTS: tuple[PartName, ...] = ("encoder", "connector", "llm")
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """One row of the table that is shown before training.
+
+    Attributes:
+        part: encoder, connector or llm.
+        parameters: All of them.
+        trainable: Those that train.
+        lr: Their learning rate; None if frozen.
+        note: `LoRA r=8` or `frozen`.
+    """
+
+    part: str
+    parameters: int
+    trainable: int
+    lr: float | None
+    note: str
+
+
+def part_module(model: VLM, part: PartName) -> nn.Module:
+    """The module behind a part's name."""
+    modules: dict[PartName, nn.Module] = {
+        "encoder": model.encoders,
+        "connector": model.connector,
+        "llm": model.language_model,
+    }
+    return modules[part]
+
+
+def apply_stage(model: VLM, stage: Stage) -> list[PartRow]:
+    """Freeze and unfreeze parts, put LoRA in; returns the table of what trains."""
+    rows = []
+    model.requires_grad_(False)
+    for part in PARTS:
+        wanted = stage.train.get(part)
+        parameters = sum(p.numel() for p in part_module(model, part).parameters())
+        if wanted is not None and wanted.lora is not None:
+            add_lora(model, wanted.lora)
+        elif wanted is not None:
+            part_module(model, part).requires_grad_(True)
+        trainable = sum(p.numel() for p in part_module(model, part).parameters() if p.requires_grad)
+        note = "frozen" if wanted is None else f"LoRA r={wanted.lora.r}" if wanted.lora else "full"
+        rows.append(PartRow(part, parameters, trainable, wanted.lr if wanted else None, note))
+    if not any(row.trainable for row in rows):
+        raise UsageError(f"stage {stage.name!r} trains no parameter; give a part a learning rate")
+    return rows
+
+
+def add_lora(model: VLM, lora: Lora) -> None:
+    """Wrap the language model's linear layers, and nothing else's: the targets are matched within it only.
+
+    Raises:
+        UsageError: No layer has one of the target names.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise MissingExtraError("peft", "train") from None
+    names = "|".join(map(re.escape, lora.targets))
+    # GPT-2's linear layers are called Conv1D.
+    layers = [n for n, m in model.language_model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
+    linear = {name.rsplit(".", 1)[-1] for name in layers}
+    if not linear & set(lora.targets):
+        raise UsageError(
+            f"lora targets {', '.join(lora.targets)} match no linear layer of the language model "
+            f"(it has: {', '.join(sorted(linear))})"
+        )
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=rf".*\.({names})",
+        bias="none",
+    )
+    model.language_model = get_peft_model(model.language_model, config)
+
+
+def finish_stage(model: VLM) -> None:
+    """Merge adapters into the weights, so that what is saved is a plain model."""
+    merge = getattr(model.language_model, "merge_and_unload", None)
+    if merge is not None:
+        model.language_model = merge()
+    model.requires_grad_(True)

@@ -1,0 +1,315 @@
+"""The assembled model: a `transformers` model; generation, saving, PEFT and quantization are inherited.
+
+Shapes: B rows, L tokens of a row, D width of the language model, M most views of a row, C H W a view's
+pixels, I views of the batch, N image tokens of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from vlmkit import inference
+from vlmkit.config import VLMConfig, build_connector, build_encoder, count_tokens
+from vlmkit.data.masks import additive, branch_mask
+from vlmkit.encoders.base import VisionEncoder
+from vlmkit.encoders.batch import PixelBatch
+from vlmkit.encoders.spec import VisionSpec
+from vlmkit.errors import UsageError, VlmkitError
+from vlmkit.objectives import token_loss
+from vlmkit.processor import Processor
+from vlmkit_connectors import VisionFeatures
+
+VisionInput = str | Path | Image.Image
+# What must be asked of the hub alike for weights and tokenizer.
+HUB = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
+
+
+class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """Vision encoders, a connector and a language model.
+
+    Images enter in the Hugging Face placeholder layout: the sequence holds N copies of the image token id,
+    and the connector's N tokens take their places.
+
+    Args:
+        config: What the model is made of.
+        encoders: Loaded encoders; built with random weights from the configuration where absent.
+        language_model: A loaded causal language model; likewise.
+    """
+
+    config_class = VLMConfig
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(
+        self,
+        config: VLMConfig,
+        encoders: Sequence[VisionEncoder] | None = None,
+        language_model: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__(config)
+        built = encoders if encoders is not None else [build_encoder(e) for e in config.encoders]
+        self.encoders = nn.ModuleList(built)
+        if language_model is None:
+            language_model = AutoModelForCausalLM.from_config(config.text_config)
+        # The same object, or resizing the embeddings would leave a stale vocabulary size behind.
+        config.text_config = language_model.config
+        self.language_model = language_model
+        widths = [encoder.spec.width for encoder in built]
+        self.connector = build_connector(config.connector, widths, config.text_config.hidden_size)
+        self._processor: Processor | None = None
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Tables only: modules initialise themselves when built, and loading refuses missing tensors.
+
+        After `from_pretrained` a table that is not stored is uninitialised memory: it is always recomputed.
+        """
+        reset = getattr(module, "reset_buffers", None)
+        if reset is not None:
+            reset()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """Load a run or a saved model with its processor; see `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            VlmkitError: A tensor is missing, left over or of another shape.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        # Other shapes are refused below, by name and together with what else is wrong.
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        loaded, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        _refuse_misfits(pretrained_model_name_or_path, info)
+        hub = {name: kwargs[name] for name in HUB if name in kwargs}
+        loaded._processor = Processor.from_pretrained(pretrained_model_name_or_path, loaded.config, **hub)
+        return (loaded, info) if wants_info else loaded  # type: ignore[return-value]
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Save weights, configuration and tokenizer; see `PreTrainedModel.save_pretrained`."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self._processor is not None and kwargs.get("is_main_process", True):
+            self._processor.save_pretrained(save_directory)
+
+    @property
+    def processor(self) -> Processor:
+        """Turns questions and images into model inputs, and tokens into text."""
+        if self._processor is None:
+            raise VlmkitError(
+                "this model has no processor; load it with VLM.from_pretrained, or set model.processor"
+            )
+        return self._processor
+
+    @processor.setter
+    def processor(self, processor: Processor) -> None:
+        self._processor = processor
+
+    @property
+    def vision_encoder(self) -> VisionEncoder:
+        """The (first) encoder."""
+        return cast(VisionEncoder, self.encoders[0])
+
+    @property
+    def spec(self) -> VisionSpec:
+        """What the (first) encoder states about itself."""
+        return self.vision_encoder.spec
+
+    def count_tokens(self, image_size: tuple[int, int]) -> int:
+        """Image tokens for an image of (width, height) pixels."""
+        return count_tokens(self.spec, self.connector, image_size)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's."""
+        return cast(nn.Module, self.language_model.get_input_embeddings())
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Set the language model's."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language model's head."""
+        return cast(nn.Module, self.language_model.get_output_embeddings())
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Set the language model's head."""
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def encode_images(
+        self, pixel_values: Tensor, view_images: Tensor, view_grids: Tensor
+    ) -> list[VisionFeatures]:
+        """Run the encoders over the views that exist; padding is dropped first.
+
+        Args:
+            pixel_values: (B, M, C, H, W).
+            view_images: (B, M): which image of its row a view belongs to; -1 is padding.
+            view_grids: (B, M, 2): rows and columns of patches.
+        """
+        there_BM = view_images >= 0
+        images_per_row_B = view_images.amax(dim=1) + 1
+        first_of_row_B = images_per_row_B.cumsum(0) - images_per_row_B
+        owners_I = (view_images + first_of_row_B[:, None])[there_BM]
+        encoder = self.vision_encoder
+        batch = PixelBatch(pixel_values[there_BM], view_grids[there_BM].cpu(), owners_I.cpu())
+        return [encoder(encoder.move(batch))]
+
+    def embed(
+        self, input_ids: Tensor, features: list[VisionFeatures] | None, view_images: Tensor | None
+    ) -> Tensor:
+        """Token embeddings (B, L, D) with image tokens at their placeholders.
+
+        Raises:
+            VlmkitError: Placeholders and image tokens of a row differ in number.
+        """
+        embeds_BLD: Tensor = self.get_input_embeddings()(input_ids)
+        places_BL = input_ids == self.config.image_token_id
+        if features is None:
+            self._check_counts(places_BL.sum(1).tolist(), [0] * len(input_ids))
+            return embeds_BLD
+        assert view_images is not None
+        image_tokens = self.connector(features)
+        per_view = iter(image_tokens.counts)
+        given = [sum(next(per_view) for _ in range(n)) for n in (view_images >= 0).sum(1).tolist()]
+        self._check_counts(places_BL.sum(1).tolist(), given)
+        tokens_ND = image_tokens.tokens_ND.to(embeds_BLD)
+        return embeds_BLD.masked_scatter(places_BL.unsqueeze(-1), tokens_ND)
+
+    @staticmethod
+    def _check_counts(placeholders: list[int], given: list[int]) -> None:
+        for row, (places, tokens) in enumerate(zip(placeholders, given, strict=True)):
+            if places != tokens:
+                raise VlmkitError(
+                    f"row {row} has {places} image placeholders and its images give {tokens} image tokens; "
+                    "build the inputs with this model's processor"
+                )
+
+    def decode(self, embeds_BLD: Tensor, branches: Tensor | None, **kwargs: Any) -> CausalLMOutputWithPast:
+        """Run the language model over embeddings.
+
+        Args:
+            embeds_BLD: Of text and images.
+            branches: (B, L) restricts attention to a packed row's own branch; needs `position_ids`.
+            **kwargs: For the language model.
+
+        Raises:
+            UsageError: Packed rows with an attention that takes no mask of that form.
+        """
+        if branches is not None:
+            assert kwargs.get("position_ids") is not None, "a branch's positions restart at the prefix"
+            attention = self.language_model.config._attn_implementation
+            if attention not in ("sdpa", "eager"):
+                raise UsageError(f"packed rows do not work with {attention!r} attention; use sdpa or eager")
+            mask_B1LL = branch_mask(branches)
+            # Eager attention adds the mask, and would silently misread a boolean one.
+            mask = mask_B1LL if attention == "sdpa" else additive(mask_B1LL, embeds_BLD.dtype)
+            kwargs["attention_mask"] = mask
+        output: CausalLMOutputWithPast = self.language_model(inputs_embeds=embeds_BLD, **kwargs)
+        return output
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        view_images: Tensor | None = None,
+        view_grids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        branches: Tensor | None = None,
+        labels: Tensor | None = None,
+        loss_weights: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """One pass; images are looked at only when `pixel_values` is given: cached decoding steps skip them.
+
+        Args:
+            input_ids: (B, L) with image placeholders.
+            pixel_values: (B, M, C, H, W) normalised pixels of each row's views.
+            view_images: (B, M) image of its row that a view belongs to; -1 is padding.
+            view_grids: (B, M, 2) rows and columns of patches of each view.
+            inputs_embeds: (B, L, D) instead of `input_ids`, without images.
+            position_ids: (B, L). Named here so that `generate` derives them from the mask: language models
+                with absolute positions would count the padding on the left.
+            past_key_values: What is cached; image placeholders are expected only while it is empty.
+            branches: (B, L) branch of each token in prefix-packed rows: 0 the prefix, -1 padding.
+            labels: (B, L), unshifted, -100 where nothing is supervised; gives a `loss`.
+            loss_weights: (B, L) weight of each label; 1 where absent.
+            **kwargs: For the language model: `attention_mask`, `use_cache`, `logits_to_keep`, ...
+        """
+        if inputs_embeds is None:
+            assert input_ids is not None
+            features = None
+            if pixel_values is not None and view_images is not None and view_grids is not None:
+                features = self.encode_images(pixel_values, view_images, view_grids)
+            if features is not None or past_key_values is None or not past_key_values.get_seq_length():
+                inputs_embeds = self.embed(input_ids, features, view_images)
+            else:
+                inputs_embeds = self.get_input_embeddings()(input_ids)
+        cached = {"position_ids": position_ids, "past_key_values": past_key_values}
+        output = self.decode(inputs_embeds, branches, **cached, **kwargs)
+        if labels is not None:
+            if loss_weights is None:
+                loss_weights = torch.ones_like(labels, dtype=torch.float32)
+            total, weight = token_loss(output.logits, labels, loss_weights)
+            output.loss = total / weight
+        return output
+
+    def ask(self, image: VisionInput | Sequence[VisionInput] | None, question: str, **generation: Any) -> str:
+        """Answer a question about one image, several, or none.
+
+        Args:
+            image: File or Pillow image, or a list of them.
+            question: Plain text.
+            **generation: For `generate`, e.g. `max_new_tokens`; decoding is greedy by default.
+
+        Raises:
+            VlmkitError: The image cannot be read, or the question has words or tokens the model cannot take.
+        """
+        images = [] if image is None else [image] if isinstance(image, VisionInput) else list(image)
+        return inference.answer(self, [inference.question(images, question)], **generation)[0]
+
+    def ask_each(self, images: Sequence[VisionInput], question: str, **generation: Any) -> list[str]:
+        """The same question about each image on its own, in left-padded batches: one answer an image."""
+        return inference.answer(
+            self, [inference.question([image], question) for image in images], **generation
+        )
+
+    def chat(self, messages: Sequence[dict[str, Any]], **generation: Any) -> str:
+        """Answer the last message of a conversation in the usual form.
+
+        Args:
+            messages: `{"role": "user", "content": [{"type": "image", "image": FILE}, {"type": "text",
+                "text": ...}]}`, or a plain string as content.
+            **generation: For `generate`.
+        """
+        return inference.answer(self, [inference.conversation(messages)], **generation)[0]
+
+    def stream(
+        self, image: VisionInput | Sequence[VisionInput] | None, question: str, **generation: Any
+    ) -> Iterator[str]:
+        """Like `ask`, piece by piece as the text is made."""
+        images = [] if image is None else [image] if isinstance(image, VisionInput) else list(image)
+        return inference.stream(self, inference.question(images, question), **generation)
+
+
+def _refuse_misfits(path: Any, info: dict[str, Any]) -> None:
+    """Raise with the names of tensors that a saved model lacks, has left over, or has in another shape."""
+    problems = []
+    for kind in ("missing", "unexpected", "mismatched"):
+        found = info[f"{kind}_keys"]
+        names = sorted(key[0] if kind == "mismatched" else key for key in found)
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            problems.append(f"{kind} tensors {', '.join(names[:5])}{more}")
+    if problems:
+        raise VlmkitError(f"{path}: {'; '.join(problems)}; the weights do not belong to this config.json")
