@@ -82,7 +82,8 @@ def main():
     command = f"python benchmarks/quickstart_seeds.py {' '.join(map(str, seeds))}"
     text = (
         "# Quickstart on easy-VQA, test split\n\n"
-        f"`{command}`: {report['questions']:,} questions about {report['images']:,} images, generated answers; "
+        f"`{command}`: {report['questions']:,} questions about {report['images']:,} images, generated "
+        "answers; "
         f"precision@10 of text search: {rows[0]['gallery']}.\n\n{table(rows)}\n\n"
         f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}.\n"
     )

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ LLMS = {
     "llama": LLAMA,
     "qwen2": LLAMA,
     "gemma2": {**LLAMA, "head_dim": 8, "sliding_window": 128},
+    "gpt_neox": {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
     "opt": {
         "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_hidden_layers": 2,
@@ -50,6 +54,19 @@ def global_state():
     torch.set_rng_state(before[0])
     torch.set_num_threads(before[1])
     torch.set_default_dtype(before[2])
+
+
+@pytest.fixture(scope="session")
+def python():
+    """A function: run code in a process of its own, which finds the packages as the tests do."""
+    root = Path(__file__).parents[1]
+    path = os.pathsep.join(str(root / folder) for folder in (".", "connectors", "retrieval"))
+
+    def run(code, *arguments):
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""vlmkit: vision-language models from any encoder and language model, and multimodal RAG on the same encoders.
+"""vlmkit: vision-language models from any encoder and language model, multimodal RAG on the same encoders.
 
 Names are loaded when they are first used, so that `import vlmkit` loads neither torch nor transformers.
 """

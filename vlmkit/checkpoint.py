@@ -44,6 +44,20 @@ def read_run(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def require_model(path: str | Path) -> None:
+    """Check that a directory holds a whole model: a finished run, or what `save_pretrained` wrote.
+
+    Raises:
+        UsageError: It is neither; a run that has not finished says how to finish it.
+    """
+    saved = (Path(path) / "config.json").is_file()
+    if saved and not (Path(path) / MANIFEST).exists():
+        return
+    if not read_run(path)["finished"]:
+        again = f"vlmkit train {path}/recipe.yaml --resume"
+        raise UsageError(f"{path} is a run that has not finished; do: {again}")
+
+
 def swap_in(partial: Path, final: Path) -> None:
     """Put a finished directory in the place of an older one."""
     if final.exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmkit.checkpoint import load_part, read_run
+from vlmkit.checkpoint import load_part, require_model
 from vlmkit.config import VLMConfig, build_encoder
 from vlmkit.encoders import ENCODERS, encoder_class
 from vlmkit.encoders.base import VisionEncoder
@@ -22,7 +22,7 @@ def load_encoder(reference: str | Path) -> VisionEncoder:
     """
     path = Path(reference)
     if path.is_dir():
-        read_run(path)
+        require_model(path)
         config = VLMConfig.from_pretrained(path)
         encoder = build_encoder(config.encoders[0])
         load_part(encoder, path, "encoders.0.")

@@ -19,7 +19,7 @@ def load_class(path: str, base: type[T]) -> type[T]:
     module_name, _, class_name = path.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UsageError(f"{path!r} cannot be imported ({error}); write package.module:Class") from None
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UsageError(f"{path!r} is not a subclass of {base.__module__}.{base.__name__}")

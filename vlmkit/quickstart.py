@@ -43,13 +43,13 @@ def quickstart() -> int:
         ["rag", INDEX, "is there a teal shape?", "--vlm", RUN, "-k", "3"],
     ]
     for command in commands:
-        console.print(f"\n[bold]$ vlmkit {shlex.join(command)}[/bold]", highlight=False)
+        console.print(f"\n[bold]$ vlmkit {shlex.join(command)}[/bold]", highlight=False, soft_wrap=True)
         code = main(command)
         if code:
             return code
-    console.print(f"\n{found_by_text()}", highlight=False)
+    console.print(f"\n{found_by_text()}", highlight=False, soft_wrap=True)
     minutes = (time.perf_counter() - began) / 60
-    console.print(summary(minutes), highlight=False)
+    console.print(summary(minutes), highlight=False, soft_wrap=True)
     return 0
 
 
@@ -75,7 +75,7 @@ def found_by_text() -> str:
         samples = DATA_FORMATS["easy_vqa"](split="test")
         precision, queries, gallery = precision_at_10(index, load_encoder(RUN), samples)
     return (
-        f"Text search: precision@10 is {precision:.3f} over {queries} queries such as 'a red triangle' "
+        f"Text search: precision@10 is {precision:.3f} over {queries} queries such as 'a red triangle'\n"
         f"({gallery} test images whose colour and shape are both known)."
     )
 
@@ -107,9 +107,9 @@ def summary(minutes: float) -> str:
     """What was made and what to try next."""
     return f"""
 Done in {minutes:.1f} minutes. You have now:
-  {RUN}       a vision-language model: a ViT, an MLP connector and a small Llama, trained from scratch
-                       (report.json: its score on the test questions; curves.png: its losses)
-  {INDEX}    an index of {GALLERY}/ made by the same ViT
+  {RUN}     a ViT, an MLP connector and a small Llama, trained from scratch;
+                      report.json: its score, curves.png: its losses
+  {INDEX}  the images of {GALLERY}/, found by the same ViT
 Try next (vlmkit is in .venv/bin):
   vlmkit ask {RUN} {GALLERY}/7.png "is there a circle?" --json
   vlmkit ask {RUN} {GALLERY}/7.png "what shape is present?" --quantize nf4

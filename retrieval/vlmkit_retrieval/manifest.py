@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlmkit_retrieval.errors import RetrievalError
+from vlmkit_retrieval.errors import RetrievalError, RetrievalUsageError
 
 MANIFEST = "vlmkit-index.json"
 SCHEMA = 1
@@ -66,7 +66,7 @@ class Manifest:
         try:
             return cls._parse(json.loads(path.read_text("utf-8")), path)
         except (FileNotFoundError, NotADirectoryError):
-            raise RetrievalError(
+            raise RetrievalUsageError(
                 f"{directory} is not an index (it has no {MANIFEST}); make one: vlmkit index sync INDEX PATH"
             ) from None
         except (

@@ -40,6 +40,13 @@ def test_surface_is_frozen():
     assert set(VERBS) == set(SURFACE)
 
 
+def test_overrides_may_stand_after_options(cli, tmp_path):
+    code, _, err = cli("train", "quickstart", "--resume", "stages.vqa.steps=0")
+    assert code == 2 and "stages.1.steps" in err
+    code, _, err = cli("train", "quickstart", "seed=1", "--resumee")
+    assert code == 2 and "--resumee" in err
+
+
 def test_ask_answers(cli):
     code, out, _ = cli("ask", "runs/quickstart", "gallery/0.png", "what color is the shape?")
     assert code == 0

@@ -49,21 +49,17 @@ def run(args: argparse.Namespace) -> int:
 def load_model(path: str, quantize: str | None) -> VLM:
     """Load a run, in 4 bits if asked; the memory before and after goes to stderr."""
     from vlmkit import VLM
-    from vlmkit.checkpoint import read_run
+    from vlmkit.checkpoint import require_model
     from vlmkit.cli.console import quiet_loading
-    from vlmkit.errors import UsageError
 
     quiet_loading()
-    if not read_run(path)["finished"]:
-        raise UsageError(
-            f"{path} is a run that has not finished; do: vlmkit train {path}/recipe.yaml --resume"
-        )
-    model = VLM.from_pretrained(path).eval()
+    require_model(path)
+    model: VLM = VLM.from_pretrained(path).eval()
     if quantize is None:
         return model
     from vlmkit.quantize import load_quantized, memory_bytes
 
-    small = load_quantized(path, quantize).eval()
+    small: VLM = load_quantized(path, quantize).eval()
     before, after = memory_bytes(model), memory_bytes(small)
     sys.stderr.write(f"{quantize}: {before / 1e6:.2f} MB before, {after / 1e6:.2f} MB after\n")
     return small

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,17 +20,24 @@ if TYPE_CHECKING:
 
 
 def quiet_loading() -> None:
-    """No bars for reading local weights; downloads keep theirs."""
+    """No bars for reading local weights, no hints on optional kernels; downloads keep their bars."""
     from huggingface_hub.utils.tqdm import enable_progress_bars
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    disable_progress_bar()
     enable_progress_bars()
 
 
 def write_json(content: Mapping[str, Any]) -> None:
     """One JSON object on stdout."""
     sys.stdout.write(json.dumps(dict(content), ensure_ascii=False) + "\n")
+
+
+def shown(path: str) -> str:
+    """A path as a user would type it: relative where it lies below the current folder."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
 def print_table(title: str, rows: Mapping[str, str]) -> None:
@@ -114,14 +123,12 @@ class TrainConsole:
     def summary(self, run: TrainedRun) -> None:
         """What was made, in plain words."""
         self.progress.stop()
-        self.console.print(
-            f"The model is in {run.path}: weights, tokenizer, recipe, metrics.jsonl, curves.png."
-        )
+        self.console.print(f"The model is in {run.path}, with its recipe, metrics.jsonl and curves.png.")
         if run.report is not None:
             self._report(run.report)
 
     def _report(self, report: Mapping[str, Any]) -> None:
-        title = f"{report['questions']:,} questions about {report['images']:,} images, share answered exactly"
+        title = f"{report['questions']:,} questions, {report['images']:,} images: answered exactly"
         table = Table("", *report["exact_match"], title=title, title_justify="left", box=None)
         for name in ("exact_match", "blind"):
             if name in report:

@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Retrieve, ask, print the answer and its evidence."""
     from vlmkit.cli.ask import load_model
-    from vlmkit.cli.console import write_json
+    from vlmkit.cli.console import shown, write_json
     from vlmkit.cli.search import index_encoder
     from vlmkit_retrieval import Index, answer_question
 
@@ -50,5 +50,7 @@ def run(args: argparse.Namespace) -> int:
     sys.stdout.write(f"{answer.text}\n\n({answer.rule})\n")
     for c in answer.citations:
         mark = "supports" if c.supports else "against"
-        sys.stdout.write(f"[{c.number}] {c.hit.score:.4f}  {c.hit.payload['path']}  {c.answer!r} ({mark})\n")
+        sys.stdout.write(
+            f"[{c.number}] {c.hit.score:.4f}  {shown(c.hit.payload['path'])}  {c.answer!r} ({mark})\n"
+        )
     return 0

@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Embed the query, search, print."""
-    from vlmkit.cli.console import write_json
+    from vlmkit.cli.console import shown, write_json
     from vlmkit.data.sample import open_image
     from vlmkit.errors import UsageError
     from vlmkit_retrieval import Index
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             write_json({"id": hit.id, "score": hit.score, "path": hit.payload["path"]})
         else:
-            sys.stdout.write(f"{hit.score:.4f}  {hit.payload['path']}\n")
+            sys.stdout.write(f"{hit.score:.4f}  {shown(hit.payload['path'])}\n")
     return 0
 
 

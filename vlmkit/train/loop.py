@@ -143,7 +143,9 @@ def _batches(
     """(step, micro-batches) from `start` on."""
     dataset = Steps(stage, data, run.accelerator.process_index, run.accelerator.num_processes)
     numbers = range(start, steps)
-    loader = DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=run.workers)
+    # A loader draws a seed when it starts: of its own generator, or a resumed run's dropout would differ.
+    own = torch.Generator()
+    loader = DataLoader(dataset, None, sampler=numbers, num_workers=run.workers, generator=own)
     return zip(numbers, loader, strict=True)
 
 

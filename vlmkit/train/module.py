@@ -78,7 +78,10 @@ class StageModule(nn.Module):
             zero = 0.0 * (pooled_IE.sum() + self.contrastive.log_scale)
             return zero, zero.detach()
         distinct, positive_BU = caption_targets(tuple(batch.captions[row] for row in rows))
-        text_UE = self.vlm.vision_encoder.text_tower().embed(distinct).to(pooled_IE.device)
+        tower = self.vlm.vision_encoder.text_tower()
+        # One by one: padding and batch change a vector's last bits, and a resumed run meets the captions in
+        # another company than the run that was not interrupted.
+        text_UE = torch.cat([tower.embed([caption]) for caption in distinct]).to(pooled_IE.device)
         loss, weight = self.contrastive(pooled_IE[first], text_UE, positive_BU.to(pooled_IE.device))
         return loss, weight
 
