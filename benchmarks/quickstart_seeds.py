@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from vlmkit import load_encoder, load_recipe, train
+from vlmkit import load_encoder, load_recipe, train_recipe
 from vlmkit.assemble import check_blocks
 from vlmkit.cli.console import TrainConsole
 from vlmkit.data.formats import DATA_FORMATS
@@ -35,7 +35,7 @@ def one_seed(seed, folder):
     recipe = load_recipe("quickstart", [f"seed={seed}", f"output={folder}/run-{seed}"], check_blocks)
     began, wall = time.process_time(), time.perf_counter()
     with TrainConsole() as console:
-        run = train(recipe, resume=True, reporter=console)
+        run = train_recipe(recipe, resume=True, reporter=console)
     cpu, wall = time.process_time() - began, time.perf_counter() - wall
     steps = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     gallery = Path(folder) / "gallery"

@@ -139,7 +139,7 @@ def test_public_names_are_there_and_no_others():
     public = {
         "VLM", "Index", "Processor", "UsageError", "VLMConfig", "VlmkitError", "__version__",
         "answer_question",
-        "load_encoder", "load_recipe", "register_auto_classes", "train",
+        "load_encoder", "load_recipe", "register_auto_classes", "train_recipe",
     }  # fmt: skip
     assert set(vlmkit.__all__) == public
     assert all(getattr(vlmkit, name) is not None for name in public)

@@ -30,7 +30,7 @@ from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.inference import question
 from vlmkit.recipe import Recipe
-from vlmkit.train.run import train
+from vlmkit.train.run import train_recipe
 from vlmkit_connectors import VisionFeatures
 
 VIT = {"type": "vit", "image_size": 16, "patch_size": 4, "width": 16, "depth": 2, "heads": 2}
@@ -322,7 +322,7 @@ def test_a_strangers_encoder_trains_saves_and_loads(tiny_recipe, monkeypatch, tm
     parts = {part: {"lr": 1e-2} for part in ("encoder", "connector", "llm")}
     recipe = tiny_recipe(encoder=encoder, stages=[{"train": parts}], output=str(tmp_path / "run"))
     assert check_blocks(recipe.model_dump()) == []
-    run = train(recipe)
+    run = train_recipe(recipe)
     model = VLM.from_pretrained(run.path).eval()
     fresh = assemble(recipe)
     assert type(model.vision_encoder) is PatchColours and model.spec.width == 6

@@ -16,7 +16,7 @@ _NAMES = {
     "Processor": "vlmkit.processor",
     "load_encoder": "vlmkit.embedders",
     "load_recipe": "vlmkit.recipe",
-    "train": "vlmkit.train.run",
+    "train_recipe": "vlmkit.train.run",
     "VlmkitError": "vlmkit.errors",
     "UsageError": "vlmkit.errors",
     "Index": "vlmkit_retrieval",
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vlmkit.errors import UsageError, VlmkitError
     from vlmkit.processor import Processor
     from vlmkit.recipe import load_recipe
-    from vlmkit.train.run import train
+    from vlmkit.train.run import train_recipe
     from vlmkit.vlm import VLM
     from vlmkit_retrieval import Index, answer_question
 
@@ -71,5 +71,5 @@ __all__ = [
     "load_encoder",
     "load_recipe",
     "register_auto_classes",
-    "train",
+    "train_recipe",
 ]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -75,6 +76,28 @@ def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
 
 
+@contextmanager
+def building(final: Path) -> Iterator[Path]:
+    """A directory to write into, which takes the place of `final` when everything in it is written.
+
+    Raises:
+        VlmkitError: It could not be written (a full disk, no permission); nothing is left of it.
+    """
+    partial = final.with_name(final.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        swap_in(partial, final)
+    # torch and safetensors say "no space left" with errors of their own.
+    except (OSError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = " ".join(str(error).split())
+        raise VlmkitError(
+            f"{final} cannot be written ({reason}); make room, then go on with --resume"
+        ) from error
+
+
 def save_checkpoint(
     path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
 ) -> None:
@@ -86,15 +109,12 @@ def save_checkpoint(
         optimizer: Its state is stored.
         state: Stage, step and what else the loop needs, as JSON values.
     """
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     tensors = {name: t.contiguous().cpu() for name, t in trained_tensors(module).items()}
-    save_file(tensors, partial / "trained.safetensors")
-    torch.save(optimizer.state_dict(), partial / "optimizer.pt")
-    torch.save(_random_state(), partial / "random.pt")
-    write_json(partial / "state.json", {**state, "tensors": sorted(tensors)})
-    swap_in(partial, path)
+    with building(path) as partial:
+        save_file(tensors, partial / "trained.safetensors")
+        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+        torch.save(_random_state(), partial / "random.pt")
+        write_json(partial / "state.json", {**state, "tensors": sorted(tensors)})
 
 
 def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -22,13 +22,13 @@ SHORT = [
 def home(tmp_path_factory):
     """A user's folder after `vlmkit train`: runs/quickstart, gallery/ with 300 test images, recipes/."""
     from vlmkit.assemble import check_blocks
-    from vlmkit.train.run import train
+    from vlmkit.train.run import train_recipe
 
     home = tmp_path_factory.mktemp("home")
     recipe = load_recipe(
         ROOT / "recipes/quickstart.yaml", [*SHORT, f"output={home}/runs/quickstart"], check_blocks
     )
-    train(recipe)
+    train_recipe(recipe)
     (home / "recipes").symlink_to(ROOT / "recipes")
     gallery = home / "gallery"
     gallery.mkdir()

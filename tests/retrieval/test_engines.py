@@ -259,7 +259,8 @@ if pid == 0:
         print(error, flush=True)
     engine.close()
     os.read(read, 1)
-    sys.exit(0)  # runs destructors, unlike os._exit; here the parent's files are newer than the child's memory
+    # Runs destructors, unlike os._exit; here the parent's files are newer than the child's memory.
+    sys.exit(0)
 engine.upsert(points(500))
 engine.delete([str(n) for n in range(100)])
 engine._shard.flush()

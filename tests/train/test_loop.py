@@ -12,7 +12,7 @@ from vlmkit.train import precision
 from vlmkit.train.loop import StageData, StageRun, Steps, _step
 from vlmkit.train.metrics import MetricsFile, Silent, read_metrics
 from vlmkit.train.module import StageModule, batch_weight
-from vlmkit.train.run import train
+from vlmkit.train.run import train_recipe
 from vlmkit.train.stage import apply_stage
 
 
@@ -235,7 +235,7 @@ def test_bfloat16_keeps_float32_weights_and_float32_may_follow(tiny_recipe, monk
         runs[wanted] = tiny_recipe(**options, precision=wanted, output=str(tmp_path / wanted))
     losses = {}
     for wanted, recipe in runs.items():
-        run = train(recipe)
+        run = train_recipe(recipe)
         losses[wanted] = [row["loss"] for row in read_metrics(run.path / "metrics.jsonl")]
     assert losses["bf16"] != losses["fp32"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)

@@ -18,7 +18,7 @@ from vlmkit.errors import UsageError
 from vlmkit.recipe import load_recipe
 from vlmkit.train.loop import Interrupted
 from vlmkit.train.metrics import Silent, read_metrics
-from vlmkit.train.run import train
+from vlmkit.train.run import train_recipe
 
 STEPS = 6
 RECIPE = {
@@ -59,7 +59,7 @@ KILLED = textwrap.dedent("""
     import os, signal, sys
     from vlmkit.recipe import load_recipe
     from vlmkit.train.metrics import Silent
-    from vlmkit.train.run import train
+    from vlmkit.train.run import train_recipe
 
     class Killer(Silent):
         def begin(self, name, start, steps):
@@ -68,7 +68,7 @@ KILLED = textwrap.dedent("""
             if [self.name, str(step)] == sys.argv[3:]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    train(load_recipe(sys.argv[1], [f"output={sys.argv[2]}"]), resume=True, reporter=Killer())
+    train_recipe(load_recipe(sys.argv[1], [f"output={sys.argv[2]}"]), resume=True, reporter=Killer())
 """)
 
 
@@ -98,7 +98,7 @@ def recipe_file(tmp_path_factory):
 def uninterrupted(recipe_file, tmp_path_factory):
     """A finished run that nothing disturbed."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    return train(load_recipe(recipe_file, [f"output={run}"])).path
+    return train_recipe(load_recipe(recipe_file, [f"output={run}"])).path
 
 
 def assert_equal_runs(run, other):
@@ -121,7 +121,7 @@ def test_a_run_killed_in_both_stages_ends_as_if_it_were_not(recipe_file, uninter
     # What a kill in the middle of a line leaves.
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "vqa", "st')
-    train(load_recipe(recipe_file, [f"output={run}"]), resume=True)
+    train_recipe(load_recipe(recipe_file, [f"output={run}"]), resume=True)
     assert_equal_runs(run, uninterrupted)
 
 
@@ -137,11 +137,11 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(recipe_file, uninter
     for stage, step, number in moments:
         says = f"after step {step} of stage {stage}; go on with --resume"
         with pytest.raises(Interrupted, match=says) as raised:
-            train(recipe, True, Signals((stage, step), number=number))
+            train_recipe(recipe, True, Signals((stage, step), number=number))
         assert raised.value.exit_code == 130
         assert latest_checkpoint(tmp_path / "run", stage).name == f"{stage}-step-{step:06d}"
         assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
-    assert_equal_runs(train(recipe, resume=True).path, uninterrupted)
+    assert_equal_runs(train_recipe(recipe, resume=True).path, uninterrupted)
 
 
 def test_ctrl_c_ends_the_command_with_130_and_one_line(recipe_file, tmp_path, monkeypatch, capsys):
@@ -162,7 +162,7 @@ def test_ctrl_c_ends_the_command_with_130_and_one_line(recipe_file, tmp_path, mo
 
 def test_training_works_outside_the_main_thread(recipe_file, uninterrupted, tmp_path):
     recipe = load_recipe(recipe_file, [f"output={tmp_path}/run"])
-    worker = threading.Thread(target=train, args=(recipe,))
+    worker = threading.Thread(target=train_recipe, args=(recipe,))
     worker.start()
     worker.join()
     assert_equal_runs(tmp_path / "run", uninterrupted)
@@ -189,28 +189,28 @@ def test_the_run_holds_what_was_asked_for(recipe_file, uninterrupted):
 class TestRefusals:
     def test_a_run_is_not_written_over(self, recipe_file, uninterrupted):
         with pytest.raises(UsageError, match="holds a run already; add --resume"):
-            train(load_recipe(recipe_file, [f"output={uninterrupted}"]))
+            train_recipe(load_recipe(recipe_file, [f"output={uninterrupted}"]))
 
     def test_a_folder_of_something_else_is_left_alone(self, recipe_file, tmp_path):
         (tmp_path / "thesis.tex").write_text("mine")
         with pytest.raises(UsageError, match="is not empty and holds no run"):
-            train(load_recipe(recipe_file, [f"output={tmp_path}"]), resume=True)
+            train_recipe(load_recipe(recipe_file, [f"output={tmp_path}"]), resume=True)
         assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
     def test_another_recipe_is_named_by_what_differs(self, recipe_file, uninterrupted):
         changed = load_recipe(recipe_file, [f"output={uninterrupted}", "seed=1", "stages.vqa.steps=9"])
         with pytest.raises(UsageError, match=r"differs in: seed, stages\)"):
-            train(changed, resume=True)
+            train_recipe(changed, resume=True)
 
     def test_a_moved_run_is_still_the_same(self, recipe_file, uninterrupted, tmp_path):
         shutil.copytree(uninterrupted, tmp_path / "moved")
-        found = train(load_recipe(recipe_file, [f"output={tmp_path}/moved"]), resume=True)
+        found = train_recipe(load_recipe(recipe_file, [f"output={tmp_path}/moved"]), resume=True)
         assert found.path == tmp_path / "moved"
 
     def test_a_model_that_cannot_be_assembled_leaves_no_folder(self, recipe_file, tmp_path):
         recipe = load_recipe(recipe_file, [f"output={tmp_path}/run", "model.llm={weights: ./nowhere}"])
         with pytest.raises(ValueError, match="nowhere"):
-            train(recipe)
+            train_recipe(recipe)
         assert not (tmp_path / "run").exists()
 
     def test_data_without_captions_is_refused_for_the_contrastive_objective(
@@ -219,4 +219,4 @@ class TestRefusals:
         data = {"type": "llava_json", "path": str(rows_file), "image_folder": str(rows_file.parent)}
         overrides = [f"output={tmp_path}/run", f"stages.0.data={json.dumps(data)}"]
         with pytest.raises(UsageError, match="none of its samples has an image and a caption"):
-            train(load_recipe(recipe_file, overrides))
+            train_recipe(load_recipe(recipe_file, overrides))

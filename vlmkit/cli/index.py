@@ -41,12 +41,16 @@ def _sync(args: argparse.Namespace) -> int:
 
     from vlmkit.cli.console import bars
     from vlmkit.cli.search import index_encoder
+    from vlmkit.errors import UsageError
     from vlmkit_retrieval import Index
+    from vlmkit_retrieval.manifest import MANIFEST
 
     reference = args.encoder
     if reference is not None:
         # A run is remembered by its full path, so that the index can be used from any folder.
         reference = str(Path(reference).resolve()) if Path(reference).is_dir() else reference
+    elif not (Path(args.index) / MANIFEST).exists():
+        raise UsageError("the index is new; name the encoder that fills it: --encoder RUN or FAMILY:WEIGHTS")
     with nullcontext() if reference else Index.open(args.index) as known:
         encoder = index_encoder(known, reference)
     with Index.create_or_open(args.index) as index, bars(Console(stderr=True)) as progress:

@@ -21,8 +21,8 @@ def run(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe, args.overrides, check_blocks)
     from vlmkit.cli.console import TrainConsole
-    from vlmkit.train.run import train
+    from vlmkit.train.run import train_recipe
 
     with TrainConsole() as console:
-        console.summary(train(recipe, args.resume, console))
+        console.summary(train_recipe(recipe, args.resume, console))
     return 0

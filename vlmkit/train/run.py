@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ class TrainedRun:
     report: dict[str, Any] | None
 
 
-def train(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None) -> TrainedRun:
+def train_recipe(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None) -> TrainedRun:
     """Run a recipe.
 
     Args:
@@ -179,9 +178,9 @@ def _finish(
 
 def save_model(model: VLM, run_dir: Path) -> None:
     """Write the model's files beside the run's others, each by renaming a finished file into place."""
-    partial = run_dir / "model.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    for file in sorted(partial.iterdir()):
+    model_dir = run_dir / "model"
+    with checkpoint.building(model_dir) as partial:
+        model.save_pretrained(partial)
+    for file in sorted(model_dir.iterdir()):
         file.replace(run_dir / file.name)
-    partial.rmdir()
+    model_dir.rmdir()
