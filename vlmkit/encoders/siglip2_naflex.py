@@ -26,6 +26,7 @@ from vlmkit.encoders.processors import stated_budget, stated_pixels
 from vlmkit.encoders.siglip import HALF
 from vlmkit.encoders.spec import Resample, VisionSpec, hidden_state_index
 from vlmkit.encoders.tower import read_halves, resolve_options, rgb, run_blocks, stated, tower_config
+from vlmkit.errors import UsageError
 from vlmkit_connectors import VisionFeatures
 
 # What of a `Siglip2VisionConfig` makes the module; the rest of a config.json is bookkeeping.
@@ -73,6 +74,10 @@ class NaFlexEncoder(VisionEncoder):
         weights: str | None = None,
     ) -> None:
         config = tower_config(self.family, Siglip2VisionConfig, VISION_KEYS, vision_config)
+        if math.isqrt(config.num_patches) ** 2 != config.num_patches:
+            raise UsageError(
+                f"siglip2_naflex: num_patches {config.num_patches} is no square; positions form one"
+            )
         preprocessing = {"mean": list(mean), "std": list(std), "resample": resample}
         arguments = {
             "max_num_patches": max_num_patches,
