@@ -57,15 +57,16 @@ def stated_crop(stored: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: It does neither crop the centre square nor resize to a square.
     """
     size, crop = stored.get("size"), stored.get("crop_size")
-    side = (crop if stored.get("do_center_crop", True) and crop else size or {}).get("height")
-    if (
-        side
-        and crop == {"height": side, "width": side}
-        and isinstance(size, dict)
-        and "shortest_edge" in size
-    ):
-        return {"layout": "crop", "image_size": side, "shortest_edge": size["shortest_edge"]}
-    return {"layout": stated_layout(stored, side or 0), "image_size": side}
+    edge, side = _number(size, "shortest_edge"), _number(crop, "height")
+    if stored.get("do_center_crop", True) and edge and crop in (side, {"height": side, "width": side}):
+        return {"layout": "crop", "image_size": side, "shortest_edge": edge}
+    side = _number(size, "height")
+    return {"layout": stated_layout(stored, side), "image_size": side}
+
+
+def _number(size: Any, key: str) -> int:
+    """A size that is stored as a number, or as a dictionary; 0 if it is not."""
+    return size if isinstance(size, int) else int((size or {}).get(key, 0))
 
 
 def stated_budget(stored: Mapping[str, Any], patch: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from vlmkit.encoders.tower import read_halves, resolve_options, rgb, run_blocks,
 from vlmkit_connectors import VisionFeatures
 
 HALF = (0.5, 0.5, 0.5)
+NOT_VISION = [r"^text_model\.", r"^logit_scale$", r"^logit_bias$", r"\.position_ids$"]
 # What of a `SiglipVisionConfig` makes the module; the rest of a config.json is bookkeeping.
 VISION_KEYS = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size",
@@ -32,9 +33,7 @@ VISION_KEYS = (
 class VisionHalf(SiglipVisionModel):  # type: ignore[misc]
     """The vision half of a SigLIP checkpoint; the text half is not asked for."""
 
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
-        r"^text_model\.", r"^logit_scale$", r"^logit_bias$", r"\.position_ids$",
-    ]  # fmt: skip
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = NOT_VISION
 
 
 class SigLIPEncoder(VisionEncoder):
@@ -68,13 +67,14 @@ class SigLIPEncoder(VisionEncoder):
     ) -> None:
         config = tower_config(self.family, SiglipVisionConfig, VISION_KEYS, vision_config)
         preprocessing = {"layout": layout, "mean": list(mean), "std": list(std), "resample": resample}
-        arguments = {"vision_config": stated(config, VISION_KEYS), "layer": layer, **preprocessing}
+        complete = stated(config, VISION_KEYS)
+        arguments = {"vision_config": complete, "layer": layer, **preprocessing}
         super().__init__({**arguments, "text_tower": text_tower}, text_tower, weights)
         self.blocks_run = hidden_state_index(self.family, layer, config.num_hidden_layers)
         self.spec = VisionSpec(
             config.image_size, config.patch_size, config.hidden_size, layer=layer,
             mean=rgb(self.family, "mean", mean), std=rgb(self.family, "std", std), layout=layout,
-            resample=resample, embed_dim=config.hidden_size if config.vision_use_head else 0,
+            resample=resample, embed_dim=config.hidden_size if complete["vision_use_head"] else 0,
         )  # fmt: skip
         self.vision = VisionHalf(config)
 

@@ -23,7 +23,7 @@ from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.batch import PixelBatch, first_views
 from vlmkit.encoders.hub import load_checkpoint, read_processor
 from vlmkit.encoders.processors import stated_budget, stated_pixels
-from vlmkit.encoders.siglip import HALF
+from vlmkit.encoders.siglip import HALF, NOT_VISION
 from vlmkit.encoders.spec import Resample, VisionSpec, hidden_state_index
 from vlmkit.encoders.tower import read_halves, resolve_options, rgb, run_blocks, stated, tower_config
 from vlmkit.errors import UsageError
@@ -39,9 +39,7 @@ VISION_KEYS = (
 class VisionHalf(Siglip2VisionModel):  # type: ignore[misc]
     """The vision half of a SigLIP 2 NaFlex checkpoint; the text half is not asked for."""
 
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
-        r"^text_model\.", r"^logit_scale$", r"^logit_bias$", r"\.position_ids$",
-    ]  # fmt: skip
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = NOT_VISION
 
 
 class NaFlexEncoder(VisionEncoder):
@@ -79,19 +77,16 @@ class NaFlexEncoder(VisionEncoder):
                 f"siglip2_naflex: num_patches {config.num_patches} is no square; positions form one"
             )
         preprocessing = {"mean": list(mean), "std": list(std), "resample": resample}
-        arguments = {
-            "max_num_patches": max_num_patches,
-            "layer": layer,
-            **preprocessing,
-            "text_tower": text_tower,
-        }
-        super().__init__({"vision_config": stated(config, VISION_KEYS), **arguments}, text_tower, weights)
+        complete = stated(config, VISION_KEYS)
+        sizes = {"vision_config": complete, "max_num_patches": max_num_patches}
+        arguments = {**sizes, "layer": layer, **preprocessing, "text_tower": text_tower}
+        super().__init__(arguments, text_tower, weights)
         self.blocks_run = hidden_state_index(self.family, layer, config.num_hidden_layers)
         self.spec = VisionSpec(
             math.isqrt(max(max_num_patches, 0)) * config.patch_size, config.patch_size, config.hidden_size,
             layer=layer, mean=rgb(self.family, "mean", mean), std=rgb(self.family, "std", std),
             layout="native", resample=resample, max_patches=max_num_patches,
-            embed_dim=config.hidden_size if config.vision_use_head else 0,
+            embed_dim=config.hidden_size if complete["vision_use_head"] else 0,
         )  # fmt: skip
         self.vision = VisionHalf(config)
 
@@ -109,8 +104,9 @@ class NaFlexEncoder(VisionEncoder):
         """See `VisionEncoder.forward`; attention sees no padding, and none is returned."""
         tower = self.vision
         patches_INF, there_IN = flat_patches(batch, self.spec.patch_size)
-        embedded_INV = tower.embeddings(patches_INF, batch.grids_I2)
         padded = not bool(there_IN.all())
+        there_IN = there_IN.to(patches_INF.device)
+        embedded_INV = tower.embeddings(patches_INF, batch.grids_I2)
         mask_I11N = _mask(there_IN, embedded_INV.dtype) if padded else None
         blocks = [partial(block, attention_mask=mask_I11N) for block in tower.encoder.layers]
         selected_INV, last_INV = run_blocks(blocks, embedded_INV, self.blocks_run)
@@ -122,14 +118,14 @@ class NaFlexEncoder(VisionEncoder):
 
 
 def flat_patches(batch: PixelBatch, patch_size: int) -> tuple[Tensor, Tensor]:
-    """Patches of each view, padded to the longest: (I, N, F), and (I, N) which of them are there."""
+    """Patches of each view, padded to the longest: (I, N, F), and (I, N) on the CPU: which are there."""
     views = [
         _cut(pixels_CHW, rows, cols, patch_size)
         for pixels_CHW, (rows, cols) in zip(batch.pixels_ICHW, batch.grids_I2.tolist(), strict=True)
     ]
     patches_INF = pad_sequence(views, batch_first=True)
     lengths_I = batch.grids_I2.prod(dim=1, keepdim=True)
-    return patches_INF, (torch.arange(patches_INF.shape[1]) < lengths_I).to(patches_INF.device)
+    return patches_INF, torch.arange(patches_INF.shape[1]) < lengths_I
 
 
 def _mask(there_IN: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,6 +16,9 @@ from vlmkit.encoders.hub import read_config
 from vlmkit.encoders.known import known_arguments, known_ids
 from vlmkit.errors import UsageError, VlmkitError, unknown_name
 
+# Fields that older transformers read where they are stored, without a default of their own.
+ABSENT = {"vision_use_head": True}
+
 
 def resolve_options(
     family: str, options: dict[str, Any], read: Callable[[str, Collection[str]], dict[str, Any]]
@@ -69,7 +72,7 @@ def wrong_model(family: str, weights: str, found: str) -> VlmkitError:
 
 def stated(config: Any, keys: Sequence[str]) -> dict[str, Any]:
     """The fields of a configuration that make a module."""
-    return {key: getattr(config, key) for key in keys}
+    return {key: getattr(config, key, ABSENT[key]) if key in ABSENT else getattr(config, key) for key in keys}
 
 
 def tower_config(family: str, cls: Any, keys: Sequence[str], given: Mapping[str, Any] | None) -> Any:
