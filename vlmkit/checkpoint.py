@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from vlmkit.errors import UsageError, VlmkitError
 
@@ -193,5 +194,25 @@ def load_part(module: nn.Module, folder: Path, prefix: str) -> None:
         with safe_open(file, framework="pt") as stored:
             names = [n for n in stored.keys() if n.startswith(prefix)]  # noqa: SIM118
             tensors |= {name.removeprefix(prefix): stored.get_tensor(name) for name in names}
+    for name, tower in module.named_children():
+        if isinstance(tower, PreTrainedModel):
+            tensors = _in_memory_names(tower, f"{name}.", tensors)
     _compare_names(folder, set(module.state_dict()), set(tensors))
     module.load_state_dict(tensors)
+
+
+def _in_memory_names(tower: PreTrainedModel, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a tower under the names of its module.
+
+    transformers stores some towers (DINOv2) under their published names, which are others than in memory.
+    Tensors that do not fit are left as they are, for the comparison of names to report.
+    """
+    stored = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    if set(stored) == set(tower.state_dict()):
+        return tensors
+    options = {"config": tower.config, "dtype": "auto", "output_loading_info": True}
+    loaded, info = type(tower).from_pretrained(None, state_dict=stored, **options)
+    if info["missing_keys"] or info["unexpected_keys"]:
+        return tensors
+    others = {n: t for n, t in tensors.items() if not n.startswith(prefix)}
+    return others | {prefix + n: t for n, t in loaded.state_dict().items()}

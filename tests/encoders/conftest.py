@@ -10,6 +10,7 @@ from tokenizers import pre_tokenizers
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from vlmkit.encoders.base import pixel_batch
 from vlmkit.encoders.clip import CLIPEncoder
 
 VISION = {
@@ -48,10 +49,45 @@ def shake():
             if parameter.ndim > 1 and "embedding" not in name:
                 parameter.copy_(random * 1.5 * parameter[0].numel() ** -0.5)
             else:
-                parameter.copy_(random * 0.3 + ("norm" in name and name.endswith("weight")))
+                unit = ("norm" in name and name.endswith("weight")) or "lambda" in name
+                parameter.copy_(random * 0.3 + unit)
         return model
 
     return fill
+
+
+@pytest.fixture(scope="session")
+def gap():
+    """A function: largest difference of two tensors over the largest value of the second, or over 1."""
+
+    def largest(ours, theirs):
+        assert ours.shape == theirs.shape
+        return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
+
+    return largest
+
+
+@pytest.fixture(scope="session")
+def see():
+    """A function: an encoder and pictures to the features."""
+
+    def run(encoder, pictures):
+        with torch.no_grad():
+            return encoder(pixel_batch(encoder.spec, pictures))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def changed():
+    """A function: the encoder with the same weights and other constructor arguments."""
+
+    def build(encoder, **arguments):
+        twin = type(encoder)(**{**encoder.config, **arguments}).eval()
+        twin.load_state_dict(encoder.state_dict())
+        return twin
+
+    return build
 
 
 def _tokenizer():

@@ -15,9 +15,8 @@ SIZES = [(640, 480), (480, 640), (333, 500), (64, 64), (224, 224), (225, 224), (
 
 
 def spec(layout, side=224, **changes):
-    return VisionSpec(
-        side, 16 if side % 16 == 0 else 1, 8, mean=CLIP_MEAN, std=CLIP_STD, layout=layout, **changes
-    )
+    stated = {"mean": CLIP_MEAN, "std": CLIP_STD, "max_patches": 20, **changes}
+    return VisionSpec(side, 16 if side % 16 == 0 else 1, 8, layout=layout, **stated)
 
 
 def processed(image, side=224, **options):
@@ -48,6 +47,14 @@ def test_crop_is_the_clip_processor(picture, size, side):
     (ours,) = spec("crop", side).preprocess(image)
     assert ours.dtype == np.float32
     assert np.array_equal(ours, processed(image, side))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("side", "edge"), [(224, 256), (33, 40)])
+def test_crop_out_of_a_larger_picture_is_dinov2s_processor(picture, size, side, edge):
+    image = picture(size)
+    (ours,) = spec("crop", side, shortest_edge=edge).preprocess(image)
+    assert np.array_equal(ours, processed(image, side, size={"shortest_edge": edge}))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -90,9 +97,9 @@ def test_another_preprocessing_is_seen(picture, change):
 def test_views_agree_with_pictures_for_any_size(picture, layout):
     draw = random.Random(layout)
     for _ in range(25):
-        size = (draw.randint(1, 200), draw.randint(1, 200))
+        image = picture((draw.randint(1, 200), draw.randint(1, 200)))
         stated = spec(layout, side=draw.choice([32, 48, 64]))
-        views, pixels = stated.views(size), stated.preprocess(picture(size))
+        views, pixels = stated.views(image.size), stated.preprocess(image)
         assert len(views) == len(pixels)
         for view, array in zip(views, pixels):
             rows, cols = view.rows * stated.patch_size, view.cols * stated.patch_size

@@ -26,8 +26,9 @@ def first_line(thing: object) -> str:
 
 def _encoders() -> dict[str, str]:
     from vlmkit.encoders import ENCODERS, encoder_class
+    from vlmkit.encoders.known import known_ids
 
-    return {name: first_line(encoder_class(name)) for name in ENCODERS}
+    return {name: "\n  ".join([first_line(encoder_class(name)), *known_ids(name)]) for name in ENCODERS}
 
 
 def _connectors() -> dict[str, str]:

@@ -138,7 +138,7 @@ class VisionEncoder(nn.Module, ABC):
         if self.text_tower_ref is None:
             raise VlmkitError(
                 f"encoder {self.name!r} has no text tower, so text cannot be compared with its images; "
-                "search by image, or use clip, or a vit trained with the contrastive objective"
+                "search by image, or use clip, siglip or a vit trained with the contrastive objective"
             )
         if self._text_tower is None:
             tower = load_text_tower(self.text_tower_ref)

@@ -50,6 +50,36 @@ def stated_layout(stored: Mapping[str, Any], side: int) -> str:
     )
 
 
+def stated_crop(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """`layout`, `image_size` and `shortest_edge` of a processor that decides them, as DINOv2's does.
+
+    Raises:
+        UsageError: It does neither crop the centre square nor resize to a square.
+    """
+    size, crop = stored.get("size"), stored.get("crop_size")
+    edge, side = _number(size, "shortest_edge"), _number(crop, "height")
+    if stored.get("do_center_crop", True) and edge and crop in (side, {"height": side, "width": side}):
+        return {"layout": "crop", "image_size": side, "shortest_edge": edge}
+    side = _number(size, "height")
+    return {"layout": stated_layout(stored, side), "image_size": side}
+
+
+def _number(size: Any, key: str) -> int:
+    """A size that is stored as a number, or as a dictionary; 0 if it is not."""
+    return size if isinstance(size, int) else int((size or {}).get(key, 0))
+
+
+def stated_budget(stored: Mapping[str, Any], patch: int) -> dict[str, Any]:
+    """`max_num_patches`, if it is stored.
+
+    Raises:
+        UsageError: The processor cuts other patches than the encoder.
+    """
+    if stored.get("patch_size", patch) != patch:
+        raise UsageError(f"the image processor has patch_size={stored['patch_size']}, the encoder {patch}")
+    return {"max_num_patches": stored["max_num_patches"]} if "max_num_patches" in stored else {}
+
+
 def _resample(stored: Mapping[str, Any]) -> str | None:
     number = stored.get("resample")
     names = {int(value): name for name, value in RESAMPLES.items()}

@@ -1,0 +1,225 @@
+"""SigLIP 2 NaFlex against transformers: fifty proportions at once and alone, with weights that matter."""
+
+import random
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, Siglip2Config, Siglip2Model, Siglip2Tokenizer
+from transformers.models.siglip2.image_processing_pil_siglip2 import (
+    Siglip2ImageProcessorPil,
+    get_image_size_for_max_num_patches,
+)
+
+from vlmkit.encoders.base import PixelBatch, pixel_batch
+from vlmkit.encoders.siglip2_naflex import NaFlexEncoder, flat_patches
+from vlmkit.encoders.siglip_text import SigLIPTextTower
+from vlmkit.errors import UsageError, VlmkitError
+from vlmkit.layouts import native_grid
+
+SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+VISION = {**SIZE, "patch_size": 4, "num_patches": 25}
+BUDGET = 30
+TEXTS = ["a cat", "A Dog", ""]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, shake):
+    folder = tmp_path_factory.mktemp("naflex")
+    names = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *"abcdefghijklmnopqrstuvwxyz"]
+    words = Siglip2Tokenizer(vocab={name: i for i, name in enumerate(names)}, merges=[])
+    text = {**SIZE, "vocab_size": len(words), "max_position_embeddings": 12}
+    shake(Siglip2Model(Siglip2Config(text_config=text, vision_config=VISION))).save_pretrained(folder)
+    words.save_pretrained(folder)
+    Siglip2ImageProcessorPil(patch_size=4, max_num_patches=BUDGET).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(folder):
+    return Siglip2Model.from_pretrained(folder, dtype="float32").eval()
+
+
+@pytest.fixture(scope="module")
+def naflex(folder):
+    return NaFlexEncoder.from_options(weights=str(folder)).eval()
+
+
+@pytest.fixture(scope="module")
+def pictures(picture):
+    """Fifty proportions from 1:20 to 20:1, small and large; none 1 or 3 high, where transformers errs."""
+    draw = random.Random(0)
+    ratios = np.geomspace(1 / 20, 20, 50)
+    areas = [draw.choice([350, 1000, 5000, 40000]) for _ in ratios]
+    sizes = [(max(1, int((a * r) ** 0.5)), max(1, int((a / r) ** 0.5))) for a, r in zip(areas, ratios)]
+    return [picture(size, seed) for seed, size in enumerate(sizes)]
+
+
+@pytest.fixture(scope="module")
+def processor(folder):
+    return Siglip2ImageProcessorPil.from_pretrained(folder)
+
+
+def answer(reference, inputs):
+    """The reference's outputs, and the same tokens without padding in the form of `patches_TV`."""
+    with torch.no_grad():
+        outputs = reference.vision_model(**inputs, output_hidden_states=True)
+    there = inputs["pixel_attention_mask"].bool()
+    return outputs, [state[there] for state in outputs.hidden_states]
+
+
+def test_the_checkpoint_is_no_identity(reference, processor, pictures):
+    _, states = answer(reference, processor(pictures, return_tensors="pt"))
+    for below, above in pairwise(states):
+        assert (above - below).abs().mean() > 0.3 * below.abs().mean()
+
+
+def test_grids_and_pixels_equal_the_reference(naflex, processor, pictures):
+    """Ours are pictures, theirs patches padded to the budget: the same numbers."""
+    theirs = processor(pictures, return_tensors="pt")
+    batch = pixel_batch(naflex.spec, pictures)
+    assert batch.grids_I2.tolist() == theirs["spatial_shapes"].tolist()
+    assert len(set(map(tuple, batch.grids_I2.tolist()))) >= 15
+    patches, there = flat_patches(batch, 4)
+    assert torch.equal(patches[there], theirs["pixel_values"][theirs["pixel_attention_mask"].bool()])
+
+
+@pytest.mark.parametrize("budget", [1, 16, 128, 256, 576, 784, 1024])
+def test_grids_of_any_size_equal_the_reference(budget):
+    draw = random.Random(budget)
+    for _ in range(100):
+        width, height = (int(2 ** draw.uniform(0, 13)) for _ in range(2))
+        height_px, width_px = get_image_size_for_max_num_patches(height, width, 16, budget)
+        assert native_grid((width, height), 16, budget) == (height_px // 16, width_px // 16)
+
+
+@pytest.mark.parametrize(
+    ("size", "grids"),
+    [
+        ((640, 480), [(14, 18), (21, 27), (27, 36)]),
+        ((1920, 1080), [(12, 21), (18, 32), (24, 42)]),
+        ((1600, 100), [(4, 64), (6, 96), (8, 128)]),
+        ((64, 64), [(16, 16), (24, 24), (32, 32)]),
+    ],
+)
+def test_common_sizes(size, grids):
+    assert [native_grid(size, 16, budget) for budget in (256, 576, 1024)] == grids
+
+
+@pytest.mark.parametrize("layer", [-5, -2, -1])
+def test_a_batch_of_all_proportions_equals_the_reference(
+    naflex, reference, processor, pictures, see, gap, changed, layer
+):
+    outputs, states = answer(reference, processor(pictures, return_tensors="pt"))
+    features = see(changed(naflex, layer=layer), pictures)
+    assert gap(features.patches_TV, states[layer]) == 0
+    assert gap(features.pooled_BE, outputs.pooler_output) == 0
+
+
+def test_each_picture_alone_equals_the_reference(naflex, reference, processor, pictures, see, gap):
+    """The reference pads to the budget and masks, ours has no padding: the same sums in another order."""
+    for picture in pictures[::2]:
+        outputs, states = answer(reference, processor(picture, return_tensors="pt"))
+        features = see(naflex, [picture])
+        assert gap(features.patches_TV, states[-2]) <= 1e-6
+        assert gap(features.pooled_BE, outputs.pooler_output) <= 1e-6
+
+
+def test_eager_attention_masks_too(naflex, pictures, see, gap, changed):
+    twin = changed(naflex)
+    twin.vision.config._attn_implementation = "eager"
+    assert gap(see(twin, pictures).patches_TV, see(naflex, pictures).patches_TV) < 1e-6
+
+
+@pytest.mark.parametrize("change", [{"layer": -1}, {"mean": [0.48, 0.46, 0.41]}, {"resample": "bicubic"}])
+def test_a_mistake_is_seen(naflex, reference, processor, pictures, see, gap, changed, change):
+    _, states = answer(reference, processor(pictures, return_tensors="pt"))
+    assert gap(see(changed(naflex, **change), pictures).patches_TV, states[-2]) > 5e-3
+
+
+@pytest.mark.parametrize("broken", ["mask", "shapes", "channels first", "gelu"])
+def test_another_reference_is_seen(naflex, reference, processor, pictures, see, gap, changed, broken):
+    """What an adapter can forget or confuse, done to the inputs of the reference."""
+    inputs = processor(pictures, return_tensors="pt")
+    there, encoder = inputs["pixel_attention_mask"].bool(), naflex
+    if broken == "mask":
+        inputs["pixel_attention_mask"] = torch.ones_like(inputs["pixel_attention_mask"])
+    if broken == "shapes":
+        inputs["spatial_shapes"] = inputs["spatial_shapes"].flip(1)
+    if broken == "channels first":
+        inputs["pixel_values"] = inputs["pixel_values"].unflatten(2, (-1, 3)).transpose(2, 3).flatten(2)
+    if broken == "gelu":
+        encoder = changed(naflex, vision_config={**VISION, "hidden_act": "gelu"})
+    outputs, _ = answer(reference, inputs)
+    features = see(encoder, pictures)
+    least = 1e-4 if broken == "gelu" else 1e-2
+    assert gap(features.patches_TV, outputs.hidden_states[-2][there]) > least
+    assert gap(features.pooled_BE, outputs.pooler_output) > least
+
+
+def test_padding_is_not_looked_at(naflex, pictures, see):
+    """Other numbers beside the views, and a larger canvas, change nothing."""
+    batch = pixel_batch(naflex.spec, pictures)
+    canvas = torch.full((len(pictures), 3, 200, 200), torch.nan)
+    for view, pixels, (rows, cols) in zip(canvas, batch.pixels_ICHW, batch.grids_I2.tolist()):
+        view[:, : 4 * rows, : 4 * cols] = pixels[:, : 4 * rows, : 4 * cols]
+    with torch.no_grad():
+        features = naflex(PixelBatch(canvas, batch.grids_I2, batch.image_of_view_I))
+    assert torch.equal(features.patches_TV, see(naflex, pictures).patches_TV)
+    assert torch.equal(features.pooled_BE, see(naflex, pictures).pooled_BE)
+
+
+def test_the_first_view_gives_the_retrieval_vector(naflex, pictures, gap):
+    plain = pixel_batch(naflex.spec, pictures[20:23])
+    shared = PixelBatch(plain.pixels_ICHW, plain.grids_I2, torch.tensor([0, 0, 1]))
+    with torch.no_grad():
+        assert gap(naflex(shared).pooled_BE, naflex(plain).pooled_BE[[0, 2]]) < 1e-6
+
+
+@pytest.mark.parametrize("budget", [9, 100])
+def test_the_budget_can_be_set(folder, processor, reference, pictures, see, gap, budget):
+    encoder = NaFlexEncoder.from_options(weights=str(folder), max_num_patches=budget).eval()
+    inputs = processor(pictures[::7], max_num_patches=budget, return_tensors="pt")
+    _, states = answer(reference, inputs)
+    features = see(encoder, pictures[::7])
+    assert gap(features.patches_TV, states[-2]) <= 1e-6
+    assert max(rows * cols for rows, cols in features.grids) <= budget
+
+
+def test_text_equals_the_reference(naflex, folder, reference, gap):
+    words = AutoTokenizer.from_pretrained(folder, padding_side="right")
+    ids = words([t.lower() for t in TEXTS], padding="max_length", max_length=12, return_tensors="pt")
+    with torch.no_grad():
+        wanted = reference.get_text_features(ids["input_ids"]).pooler_output
+    assert isinstance(naflex.text_tower(), SigLIPTextTower)
+    assert gap(naflex.text_tower().embed(TEXTS), wanted) == 0
+
+
+def test_every_parameter_gets_a_gradient(naflex, pictures, changed):
+    encoder = changed(naflex, layer=-1).train()
+    features = encoder(pixel_batch(encoder.spec, pictures[:4]))
+    (features.patches_TV.square().sum() + features.pooled_BE.square().sum()).backward()
+    assert [n for n, p in encoder.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": "google/siglip2-base-patch16-224"}, "are for the encoder 'siglip'"),
+        ({"vision_config": {}, "max_num_patches": 0}, "needs max_patches of 1 or more, found 0"),
+        ({"vision_config": {"image_size": 224}}, "unknown siglip2_naflex vision_config field 'image_size'"),
+        ({"vision_config": {"num_patches": 250}}, "num_patches 250 is no square; "),
+    ],
+)
+def test_wrong_options_are_explained(options, message):
+    with pytest.raises(VlmkitError, match=message):
+        NaFlexEncoder.from_options(**options)
+
+
+def test_a_processor_with_other_patches_is_refused(folder, tmp_path):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    Siglip2ImageProcessorPil(patch_size=8).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="patch_size=8, the encoder 4"):
+        NaFlexEncoder.resolve(weights=str(tmp_path))
