@@ -68,7 +68,7 @@ def test_slots_and_counts_must_agree(words):
 
 
 def test_the_tokenizer_must_know_the_image_token(words):
-    with pytest.raises(UsageError, match=r"does not have '<image>' under the id 99.*add_special_tokens"):
+    with pytest.raises(UsageError, match=r"does not have '<image>' under the id 99.*add_image_token"):
         tokenize([Segment(IMAGE)], words, 99, [1])
 
 
