@@ -1,11 +1,12 @@
-"""The processor as transformers uses it: the same inputs by text, by messages and by `VLM.ask`; saved; refused."""
+"""The processor as transformers uses it: by text, by messages and by `VLM.ask` the same inputs; saved; refused."""
 
 import json
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoImageProcessor, AutoProcessor, PreTrainedTokenizerFast
+from transformers import AutoProcessor, PreTrainedTokenizerFast
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from vlmkit import VLM, Processor, UsageError, VlmkitError
 from vlmkit.data.prompts import PROMPTS
@@ -165,7 +166,9 @@ class TestSaving:
         stored = json.loads(file.read_text())
         stored["image_processor"]["image_size"] = 32
         file.write_text(json.dumps(stored))
-        with pytest.raises(VlmkitError, match=r"has image_size 32, the encoder in config.json has 16; remove"):
+        with pytest.raises(
+            VlmkitError, match=r"has image_size 32, the encoder in config.json has 16; remove"
+        ):
             AutoProcessor.from_pretrained(tmp_path)
 
 
@@ -180,7 +183,9 @@ class TestRefusals:
             (["<image>yes", "no"], [1], r"text has \[1, 0\] image placeholders and \[1\] images"),
         ],
     )
-    def test_images_and_placeholders_that_differ_are_both_counted(self, processor, noise, texts, images, error):
+    def test_images_and_placeholders_that_differ_are_both_counted(
+        self, processor, noise, texts, images, error
+    ):
         given = [[noise(1)] * n for n in images] if isinstance(images, list) else [noise(1)] * images
         with pytest.raises(UsageError, match=error):
             processor(text=texts, images=given)

@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 
 def register_auto_classes() -> None:
     """Make transformers' auto classes know vlmkit's models; done when `vlmkit.VLM` is first touched."""
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    # From its own module: under transformers' top level older releases ask for torchvision.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     from vlmkit.config import VLMConfig
