@@ -1,4 +1,4 @@
-"""The processor as transformers uses it: by text, by messages and by `VLM.ask` the same inputs; saved; refused."""
+"""The processor as transformers uses it: by text and by messages the inputs of `VLM.ask`; saved; refused."""
 
 import json
 
@@ -194,6 +194,7 @@ class TestRefusals:
         ("options", "error"),
         [
             ({"text": None}, "text is needed"),
+            ({"text": []}, "text is needed"),
             ({"text": "zebra"}, "vocabulary lacks: 'zebra'"),
             ({"images": 7}, "image of type int is not possible"),
             ({"padding": "max_length"}, "padding='max_length' is not possible; possible: True, 'longest'"),
@@ -210,6 +211,10 @@ class TestRefusals:
             processor.apply_chat_template(chat([], "say yes"))
         with pytest.raises(UsageError, match="not possible without an image"):
             processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}], **INPUTS)
+        with pytest.raises(UsageError, match="image of type int is not possible"):
+            processor.apply_chat_template(chat([7], "say yes"), **INPUTS)
+        with pytest.raises(VlmkitError, match=r"roles are \[\]"):
+            processor.apply_chat_template([], **INPUTS)
         with pytest.raises(UsageError, match="own token '<image>'"):
             processor.apply_chat_template(chat([], "<image>say yes"), **INPUTS)
         with pytest.raises(UsageError, match=r"tools=\[1\] is not possible; possible: None"):

@@ -51,7 +51,7 @@ class VLMImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         """
         check_options(options)
         rows, _ = _rows(images)
-        return BatchFeature(image_tensors([row_views(row, self.spec) for row in rows]))
+        return BatchFeature(image_tensors([row_views(row, self.spec) for row in rows]) if rows else {})
 
     def to_dict(self) -> dict[str, Any]:
         """The spec's fields, and the name of this class."""

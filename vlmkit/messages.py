@@ -83,7 +83,7 @@ def read_sources(sources: Sequence[ImageSource | None]) -> tuple[Image.Image, ..
     Raises:
         VlmkitError: An image is not given, or cannot be read.
     """
-    if None in sources:
+    if any(source is None for source in sources):
         raise UsageError(
             "message content {'type': 'image'} is not possible without an image; "
             "write {'type': 'image', 'image': FILE}"

@@ -124,7 +124,7 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
                 not possible.
         """
         check_options(options)
-        if text is None:
+        if not text:
             raise UsageError("text is needed; for pixels alone call processor.image_processor(images)")
         prompts = [split_text(t, self.image_token) for t in ([text] if isinstance(text, str) else text)]
         for segments in prompts:
@@ -158,7 +158,7 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
             VlmkitError: The messages have another form, an image is not given, or an option is not possible.
         """
         check_options({**options, **(processor_kwargs or {}), "chat_template": chat_template})
-        single = bool(conversation) and isinstance(conversation[0], dict)
+        single = not conversation or isinstance(conversation[0], dict)
         read = [read_messages(messages) for messages in ([conversation] if single else conversation)]
         prompts = [self._render(turns, add_generation_prompt) for turns, _ in read]
         if not tokenize:
