@@ -20,7 +20,7 @@ FLOORS = [
     {"cli", "__main__", "quickstart"},
     {"train", "evaluate", "quantize", "embedders"},
     {"assemble"},
-    {"vlm", "processor", "inference", "config"},
+    {"vlm", "processor", "image_processor", "messages", "inference", "config"},
     {"data", "objectives", "recipe"},
     {"encoders", "llm"},
     {"checkpoint", "layouts", "plugins", "weights", "recipe_files"},

@@ -43,7 +43,7 @@ VITS = {
 def prompts(model, *images_and_texts):
     """Inputs of `generate`."""
     queries = [question(images, text) for images, text in images_and_texts]
-    return model.processor([q.conversation for q in queries], [q.images for q in queries])
+    return model.processor.prompts([q.conversation for q in queries], [q.images for q in queries])
 
 
 @torch.no_grad()

@@ -36,13 +36,23 @@ if TYPE_CHECKING:
 
 def register_auto_classes() -> None:
     """Make transformers' auto classes know vlmkit's models; done when `vlmkit.VLM` is first touched."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    # From its own module: under transformers' top level older releases ask for torchvision.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     from vlmkit.config import VLMConfig
+    from vlmkit.image_processor import VLMImageProcessor
+    from vlmkit.processor import Processor
     from vlmkit.vlm import VLM
 
     AutoConfig.register(VLMConfig.model_type, VLMConfig, exist_ok=True)
     AutoModelForImageTextToText.register(VLMConfig, VLM, exist_ok=True)
+    AutoImageProcessor.register(VLMConfig, VLMImageProcessor, exist_ok=True)
+    AutoProcessor.register(VLMConfig, Processor, exist_ok=True)
+    # Pipelines read the names of this table alone, and log an error about a model that is not in it.
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[VLMConfig.model_type] = VLM.__name__
 
 
 def __getattr__(name: str) -> Any:

@@ -4,76 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from transformers import TextIteratorStreamer
 
-from vlmkit.data.sample import IMAGE, Conversation, Message, Part, open_image
-from vlmkit.encoders.spec import to_rgb
-from vlmkit.errors import UsageError
+from vlmkit.messages import Query, conversation, question
 
 if TYPE_CHECKING:
     from vlmkit.vlm import VLM
+
+__all__ = ["Query", "answer", "conversation", "model_inputs", "question", "stream"]
 
 BATCH = 256
 DEFAULTS = {"do_sample": False, "max_new_tokens": 64}
 
 
-@dataclass(frozen=True)
-class Query:
-    """A conversation that waits for an answer, with its images."""
-
-    conversation: Conversation
-    images: tuple[Image.Image, ...]
-
-
-def question(images: Sequence[str | Path | Image.Image], text: str) -> Query:
-    """Images, then a question about them."""
-    if not text.strip():
-        raise UsageError("the question is empty; ask something")
-    parts: tuple[Part, ...] = (*[IMAGE] * len(images), text)
-    return Query((Message("user", parts),), tuple(_open(i) for i in images))
-
-
-def conversation(messages: Sequence[dict[str, Any]]) -> Query:
-    """Messages in the form of `VLM.chat`."""
-    turns: list[Message] = []
-    images: list[Image.Image] = []
-    for message in messages:
-        if not {"role", "content"} <= message.keys():
-            raise UsageError(
-                f"a message needs 'role' and 'content', found: {', '.join(message) or 'nothing'}"
-            )
-        parts: list[Part] = []
-        content = message["content"]
-        for item in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            if set(item) == {"type", "image"} and item["type"] == "image":
-                images.append(_open(item["image"]))
-                parts.append(IMAGE)
-            elif set(item) == {"type", "text"} and item["type"] == "text":
-                parts.append(item["text"])
-            else:
-                raise UsageError(
-                    f"message content {item!r} is not possible; write {{'type': 'image', 'image': FILE}} "
-                    "or {'type': 'text', 'text': TEXT}"
-                )
-        turns.append(Message(message["role"], tuple(parts)))
-    if not turns or turns[-1].role != "user":
-        raise UsageError("the last message must be the user's; there is nothing to answer")
-    return Query(tuple(turns), tuple(images))
-
-
-def _open(image: str | Path | Image.Image) -> Image.Image:
-    return to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
-
-
 def model_inputs(model: VLM, queries: Sequence[Query]) -> dict[str, Any]:
     """Processed and on the model's device."""
-    inputs = model.processor([q.conversation for q in queries], [q.images for q in queries])
+    inputs = model.processor.prompts([q.conversation for q in queries], [q.images for q in queries])
     return {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
 
@@ -88,7 +37,8 @@ def answer(model: VLM, queries: Sequence[Query], **generation: Any) -> list[str]
             inputs = model_inputs(model, queries[start : start + BATCH])
             tokens_BL = model.generate(**inputs, **{**DEFAULTS, **generation})
             prompt_length = inputs["input_ids"].shape[1]
-            answers += [model.processor.decode(row[prompt_length:]) for row in tokens_BL]
+            new = model.processor.post_process_image_text_to_text(tokens_BL[:, prompt_length:])
+            answers += [text.strip() for text in new]
     finally:
         model.train(training)
     return answers

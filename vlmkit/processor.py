@@ -2,72 +2,174 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
 from vlmkit.config import VLMConfig, count_tokens, skeleton
 from vlmkit.data.collate import prompt_batch
 from vlmkit.data.prompts import PROMPTS, PromptFormat
-from vlmkit.data.sample import Conversation
+from vlmkit.data.sample import IMAGE, Conversation
+from vlmkit.data.segments import Segment, image_token, join_parts, split_text
 from vlmkit.data.tokens import tokenize, unknown_words
 from vlmkit.encoders.spec import VisionSpec
-from vlmkit.errors import UsageError
+from vlmkit.errors import UsageError, VlmkitError
+from vlmkit.image_processor import Images, VLMImageProcessor, check_options, deal_images
+from vlmkit.messages import read_messages, read_sources
 from vlmkit_connectors import Connector
 
 
-class Processor:
-    """Holds the tokenizer, the prompt format and what counting image tokens needs.
+class Processor(ProcessorMixin):  # type: ignore[misc]
+    """A `transformers` processor that renders by the model's prompt format and counts image tokens.
+
+    Text, messages and conversations all become segments, and segments become inputs in one place. Inputs are
+    torch tensors, padded on the left.
 
     Args:
-        spec: The encoder's.
-        connector: The connector; a copy on the meta device is enough.
+        image_processor: With the encoder's spec.
         tokenizer: A fast tokenizer.
+        connector: The connector; a copy on the meta device is enough.
         prompt: How conversations become text.
         image_token_id: The placeholder.
     """
 
     def __init__(
         self,
-        spec: VisionSpec,
-        connector: Connector,
+        image_processor: VLMImageProcessor,
         tokenizer: Any,
+        connector: Connector,
         prompt: PromptFormat,
         image_token_id: int,
     ) -> None:
-        self.spec = spec
-        self.connector = connector
         self.tokenizer = tokenizer
+        super().__init__(image_processor, tokenizer, chat_template=tokenizer.chat_template)
+        self.connector = connector
         self.prompt = prompt
+        self.image_token = image_token(tokenizer)
         self.image_token_id = image_token_id
+        # By this a pipeline with a batch size pads its rows.
+        tokenizer.padding_side = "left"
 
     @classmethod
     def from_config(cls, config: VLMConfig, tokenizer: Any) -> Processor:
         """For a model's configuration; loads no weights."""
         spec, connector = skeleton(config)
         assert config.image_token_id is not None
-        return cls(spec, connector, tokenizer, PROMPTS[config.prompt["format"]], config.image_token_id)
+        prompt = PROMPTS[config.prompt["format"]]
+        return cls(VLMImageProcessor(spec), tokenizer, connector, prompt, config.image_token_id)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, config: VLMConfig | None = None, **hub: Any) -> Processor:
-        """From a saved model's folder or hub id; `hub` says which revision and where, as in transformers."""
-        config = config or VLMConfig.from_pretrained(path, **hub)
-        return cls.from_config(config, AutoTokenizer.from_pretrained(path, **hub))
+        """From a saved model's folder or hub id; `hub` says which revision and where, as in transformers.
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write the tokenizer; the rest is in the model's configuration."""
-        self.tokenizer.save_pretrained(path)
+        All is rebuilt from the model's `config.json`; a folder without `processor_config.json` loads as well.
+
+        Raises:
+            VlmkitError: `processor_config.json` says something else.
+        """
+        config = config or VLMConfig.from_pretrained(path, **hub)
+        processor = cls.from_config(config, AutoTokenizer.from_pretrained(path, **hub))
+        stored, _ = cls.get_processor_dict(path, **hub)
+        processor._check_stored(path, stored.get("image_processor", {}))
+        return processor
+
+    def _check_stored(self, path: str | Path, stored: dict[str, Any]) -> None:
+        stated = json.loads(self.to_json_string())["image_processor"]
+        for name in sorted(stored.keys() & stated.keys()):
+            if stored[name] != stated[name]:
+                raise VlmkitError(
+                    f"{path}: processor_config.json has {name} {stored[name]!r}, the encoder in config.json "
+                    f"has {stated[name]!r}; remove processor_config.json, saving writes it anew"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `processor_config.json` holds: for tools that look for it; the rest is in `config.json`."""
+        return {"processor_class": type(self).__name__, "image_processor": self.image_processor.to_dict()}
+
+    @property
+    def chat_template(self) -> Any:
+        """The tokenizer's; there is no second one."""
+        return self.tokenizer.chat_template
+
+    @chat_template.setter
+    def chat_template(self, template: Any) -> None:
+        self.tokenizer.chat_template = template
+
+    @property
+    def spec(self) -> VisionSpec:
+        """What the encoder states about itself."""
+        spec: VisionSpec = self.image_processor.spec
+        return spec
 
     def count_tokens(self, image_size: tuple[int, int]) -> int:
         """Image tokens for an image of (width, height) pixels."""
         return count_tokens(self.spec, self.connector, image_size)
 
     def __call__(
+        self, images: Images = None, text: str | Sequence[str] | None = None, **options: Any
+    ) -> BatchFeature:
+        """Rendered prompts with one image placeholder an image to inputs of `generate`.
+
+        Args:
+            images: Files or Pillow images: one, a flat list dealt to the texts in order, or a list a text.
+            text: One or several, complete with what `apply_chat_template(..., tokenize=False)` writes.
+            **options: Only what changes nothing, see `check_options`.
+
+        Raises:
+            UsageError: Placeholders and images differ in number, the vocabulary lacks a word, or an option is
+                not possible.
+        """
+        check_options(options)
+        if not text:
+            raise UsageError("text is needed; for pixels alone call processor.image_processor(images)")
+        prompts = [split_text(t, self.image_token) for t in ([text] if isinstance(text, str) else text)]
+        for segments in prompts:
+            self._check_words(join_parts((s.part for s in segments if s.part is not IMAGE), ""))
+        slots = [sum(s.part is IMAGE for s in segments) for segments in prompts]
+        return self._inputs(prompts, deal_images(images, slots))
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Any],
+        chat_template: str | None = None,
+        *,
+        add_generation_prompt: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        processor_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Messages to text or to inputs, by the model's prompt format.
+
+        Args:
+            conversation: Messages in the form of `VLM.chat`, or several such lists.
+            chat_template: Not possible; set the tokenizer's.
+            add_generation_prompt: End where the assistant's answer starts.
+            tokenize: Give inputs; without, text with one placeholder for each image.
+            return_dict: With `tokenize`: all inputs of `generate`, not `input_ids` alone.
+            processor_kwargs: As `options`.
+            **options: Only what changes nothing, see `check_options`.
+
+        Raises:
+            VlmkitError: The messages have another form, an image is not given, or an option is not possible.
+        """
+        check_options({**options, **(processor_kwargs or {}), "chat_template": chat_template})
+        single = not conversation or isinstance(conversation[0], dict)
+        read = [read_messages(messages) for messages in ([conversation] if single else conversation)]
+        prompts = [self._render(turns, add_generation_prompt) for turns, _ in read]
+        if not tokenize:
+            texts = [join_parts((s.part for s in segments), self.image_token) for segments in prompts]
+            return texts[0] if single else texts
+        inputs = self._inputs(prompts, [read_sources(sources) for _, sources in read])
+        return inputs if return_dict else inputs["input_ids"]
+
+    def prompts(
         self, conversations: Sequence[Conversation], images: Sequence[Sequence[Image.Image]]
-    ) -> dict[str, Any]:
+    ) -> BatchFeature:
         """Left-padded inputs for `generate`, one row a conversation.
 
         Args:
@@ -77,30 +179,34 @@ class Processor:
         Raises:
             UsageError: A text has special tokens in it, or words that the model's vocabulary lacks.
         """
-        rows = []
-        for conversation, pictures in zip(conversations, images, strict=True):
-            self._check_text(conversation)
-            segments = self.prompt.render(conversation, self.tokenizer, generate=True)
-            counts = [self.count_tokens(picture.size) for picture in pictures]
-            rows.append(tokenize(segments, self.tokenizer, self.image_token_id, counts))
-        return prompt_batch(rows, images, self.spec, self.tokenizer.pad_token_id)
+        return self._inputs([self._render(turns, True) for turns in conversations], images)
 
-    def _check_text(self, conversation: Conversation) -> None:
-        for message in conversation:
+    def _render(self, turns: Conversation, generate: bool) -> list[Segment]:
+        for message in turns:
             for token in self.tokenizer.all_special_tokens:
                 if token in message.text:
                     raise UsageError(
                         f"the text contains the model's own token {token!r}; images are given as images, "
                         "leave the token out"
                     )
-            unknown = unknown_words(message.text, self.tokenizer)
-            if unknown:
-                raise UsageError(
-                    f"the model's vocabulary lacks: {', '.join(map(repr, unknown))}; "
-                    "use words from its training data"
-                )
+            self._check_words(message.text)
+        if turns and turns[-1].role == "user" and not generate:
+            raise UsageError("the last message is the user's; pass add_generation_prompt=True")
+        return self.prompt.render(turns, self.tokenizer, generate=generate)
 
-    def decode(self, token_ids: Any) -> str:
-        """Text of generated tokens, without special tokens."""
-        text: str = self.tokenizer.decode(token_ids, skip_special_tokens=True)
-        return text.strip()
+    def _check_words(self, text: str) -> None:
+        unknown = unknown_words(text, self.tokenizer)
+        if unknown:
+            raise UsageError(
+                f"the model's vocabulary lacks: {', '.join(map(repr, unknown))}; "
+                "use words from its training data"
+            )
+
+    def _inputs(
+        self, prompts: Sequence[Sequence[Segment]], images: Sequence[Sequence[Image.Image]]
+    ) -> BatchFeature:
+        rows = [
+            tokenize(segments, self.tokenizer, self.image_token_id, [self.count_tokens(i.size) for i in own])
+            for segments, own in zip(prompts, images, strict=True)
+        ]
+        return BatchFeature(prompt_batch(rows, images, self.spec, self.tokenizer.pad_token_id))

@@ -7,11 +7,9 @@ pixels, I views of the batch, N image tokens of the batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -23,11 +21,11 @@ from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.batch import PixelBatch
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError, VlmkitError
+from vlmkit.messages import ImageSource
 from vlmkit.objectives import token_loss
 from vlmkit.processor import Processor
 from vlmkit_connectors import VisionFeatures
 
-VisionInput = str | Path | Image.Image
 # What must be asked of the hub alike for weights and tokenizer.
 HUB = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 
@@ -264,7 +262,7 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             output.loss = total / weight
         return output
 
-    def ask(self, image: VisionInput | Sequence[VisionInput] | None, question: str, **generation: Any) -> str:
+    def ask(self, image: ImageSource | Sequence[ImageSource] | None, question: str, **generation: Any) -> str:
         """Answer a question about one image, several, or none.
 
         Args:
@@ -275,10 +273,10 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         Raises:
             VlmkitError: The image cannot be read, or the question has words or tokens the model cannot take.
         """
-        images = [] if image is None else [image] if isinstance(image, VisionInput) else list(image)
+        images = [] if image is None else [image] if isinstance(image, ImageSource) else list(image)
         return inference.answer(self, [inference.question(images, question)], **generation)[0]
 
-    def ask_each(self, images: Sequence[VisionInput], question: str, **generation: Any) -> list[str]:
+    def ask_each(self, images: Sequence[ImageSource], question: str, **generation: Any) -> list[str]:
         """The same question about each image on its own, in left-padded batches: one answer an image."""
         return inference.answer(
             self, [inference.question([image], question) for image in images], **generation
@@ -295,10 +293,10 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return inference.answer(self, [inference.conversation(messages)], **generation)[0]
 
     def stream(
-        self, image: VisionInput | Sequence[VisionInput] | None, question: str, **generation: Any
+        self, image: ImageSource | Sequence[ImageSource] | None, question: str, **generation: Any
     ) -> Iterator[str]:
         """Like `ask`, piece by piece as the text is made."""
-        images = [] if image is None else [image] if isinstance(image, VisionInput) else list(image)
+        images = [] if image is None else [image] if isinstance(image, ImageSource) else list(image)
         return inference.stream(self, inference.question(images, question), **generation)
 
 

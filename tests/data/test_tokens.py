@@ -1,11 +1,13 @@
 """Tokenising segments."""
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from vlmkit.data.sample import IMAGE
 from vlmkit.data.segments import Segment
 from vlmkit.data.tokens import TokenRow, check_supervised, tokenize, unknown_words
 from vlmkit.errors import UsageError, VlmkitError
+from vlmkit.llm import add_image_token
 
 
 def run(segments, tokenizer, counts=(), **kwargs):
@@ -68,8 +70,11 @@ def test_slots_and_counts_must_agree(words):
 
 
 def test_the_tokenizer_must_know_the_image_token(words):
-    with pytest.raises(UsageError, match=r"does not have '<image>' under the id 99.*add_special_tokens"):
+    with pytest.raises(UsageError, match=r"does not have '<image>' under the id 99.*add_image_token"):
         tokenize([Segment(IMAGE)], words, 99, [1])
+    plain = PreTrainedTokenizerFast(tokenizer_object=words.backend_tokenizer, eos_token="</s>")
+    advised = add_image_token(plain)
+    assert tokenize([Segment(IMAGE)], plain, advised, [2]).ids[-2:] == (advised, advised)
 
 
 def test_a_slow_tokenizer_is_refused(words):

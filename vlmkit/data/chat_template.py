@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vlmkit.data.sample import IMAGE, Conversation, Message
-from vlmkit.data.segments import Segment, check_text, check_turns, eos_token, image_token
+from vlmkit.data.segments import (
+    Segment,
+    check_text,
+    check_turns,
+    eos_token,
+    image_token,
+    join_parts,
+    split_text,
+)
 from vlmkit.errors import UsageError, VlmkitError
 
 if TYPE_CHECKING:
@@ -36,7 +44,7 @@ def render_chat(
     check_text(conversation, tokenizer)
     spans = _spans(conversation, tokenizer)
     _check_slots(conversation, spans, tokenizer)
-    return [s for text, weight in spans for s in _split(text, weight, image_token(tokenizer))]
+    return [s for text, weight in spans for s in split_text(text, image_token(tokenizer), weight)]
 
 
 def _spans(conversation: Conversation, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, float]]:
@@ -61,7 +69,7 @@ def _added(
     done: str, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, ask: bool = False
 ) -> str:
     """What rendering `messages` adds to the text rendered so far."""
-    chat = [{"role": m.role, "content": _content(m, image_token(tokenizer))} for m in messages]
+    chat = [{"role": m.role, "content": join_parts(m.parts, image_token(tokenizer))} for m in messages]
     try:
         text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=ask))
     except Exception as error:  # jinja2's errors are a stranger's: a template may raise what it likes
@@ -77,17 +85,6 @@ def _added(
             "another template, or the prompt vicuna_v1"
         )
     return text[len(done) :]
-
-
-def _content(message: Message, placeholder: str) -> str:
-    return "".join(placeholder if part is IMAGE else str(part) for part in message.parts)
-
-
-def _split(text: str, weight: float, placeholder: str) -> list[Segment]:
-    segments: list[Segment] = []
-    for i, piece in enumerate(text.split(placeholder)):
-        segments += [Segment(IMAGE)] * (i > 0) + [Segment(piece, weight)] * bool(piece)
-    return segments
 
 
 def _check_slots(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlmkit.data.sample import Message, Part
+from vlmkit.data.sample import IMAGE, Message, Part
 from vlmkit.errors import UsageError, VlmkitError
 
 if TYPE_CHECKING:
@@ -26,6 +26,19 @@ class Segment:
 
     part: Part
     weight: float = 0.0
+
+
+def split_text(text: str, placeholder: str, weight: float = 0.0) -> list[Segment]:
+    """Rendered text to segments: each placeholder is an image slot, and the text between has the weight."""
+    segments: list[Segment] = []
+    for i, piece in enumerate(text.split(placeholder)):
+        segments += [Segment(IMAGE)] * (i > 0) + [Segment(piece, weight)] * bool(piece)
+    return segments
+
+
+def join_parts(parts: Iterable[Part], placeholder: str) -> str:
+    """Parts to text, with the placeholder for each image slot."""
+    return "".join(placeholder if part is IMAGE else str(part) for part in parts)
 
 
 def image_token(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -124,8 +124,8 @@ def _check(
     name = image_token(tokenizer)
     if slots and tokenizer.convert_tokens_to_ids(name) != image_token_id:
         raise UsageError(
-            f"the tokenizer does not have {name!r} under the id {image_token_id}; do: "
-            f"tokenizer.add_special_tokens({{'image_token': {name!r}}}), and resize the model's embeddings"
+            f"the tokenizer does not have {name!r} under the id {image_token_id}; take the id from "
+            "vlmkit.llm.add_image_token(tokenizer), and resize the model's embeddings"
         )
 
 
