@@ -252,9 +252,9 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
 
 
 def test_a_recipe_trains_on_it(tmp_path, tiny_recipe):
-    from vlmkit.train.run import train
+    from vlmkit.train.run import train_recipe
 
     path = saved(tmp_path, pictures(6))
     stage = {"data": {"type": "hf_dataset", "path": path}, "steps": 2, "group": "modality_length"}
     recipe = tiny_recipe(stages=[stage], output=str(tmp_path / "run"))
-    assert (train(recipe).path / "model.safetensors").is_file()
+    assert (train_recipe(recipe).path / "model.safetensors").is_file()
