@@ -38,5 +38,6 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install -q -e ".[dev]"
 	touch $@
 
+# The environment alone: runs, indexes and gallery are yours.
 clean:
-	rm -rf $(VENV) runs indexes gallery
+	rm -rf $(VENV)

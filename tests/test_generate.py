@@ -1,7 +1,11 @@
 """Questions to answers: cached, batched, in beams and as a stream, the answer is the same."""
 
+import threading
+import time
+
 import pytest
 import torch
+from transformers import StoppingCriteria
 
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.inference import conversation, model_inputs, question
@@ -110,6 +114,45 @@ def test_an_error_while_streaming_is_raised(tiny_vlm, noise):
     model = tiny_vlm()
     with pytest.raises(ValueError, match="no_such_option"):
         list(model.stream(noise(1), "say yes", no_such_option=1))
+
+
+def test_streaming_leaves_the_mode(tiny_vlm, noise):
+    model = tiny_vlm().train()
+    for _ in model.stream(noise(1), "say yes", **NEW):
+        assert not model.training
+    assert model.training
+    for options, text in (({"no_such_option": 1}, "say yes"), ({}, "a gnu?")):
+        with pytest.raises(ValueError, match=r"no_such_option|gnu"):
+            list(model.stream(noise(1), text, **options))
+        assert model.training
+
+
+@pytest.mark.parametrize("drop", [lambda stream: stream.close(), lambda stream: None], ids=["close", "drop"])
+def test_a_stream_that_nobody_reads_stops_generating(tiny_vlm, noise, drop):
+    model, steps = ungreedy(tiny_vlm()).train(), []
+    # Slow steps: without the stop all 200 would be made.
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda *_: steps.append(time.sleep(0.01)))
+    threads = threading.active_count()
+    stream = model.stream(noise(1), "say yes", max_new_tokens=200)
+    next(stream)
+    drop(stream)
+    del stream
+    assert threading.active_count() == threads and model.training
+    assert 1 <= len(steps) < 100
+
+
+def test_a_stream_takes_stopping_criteria_of_the_caller(tiny_vlm, noise):
+    model = ungreedy(tiny_vlm())
+    lengths = []
+
+    class Third(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            lengths.append(input_ids.shape[1])
+            return torch.full(input_ids.shape[:1], len(lengths) == 3)
+
+    list(model.stream(noise(1), "say yes", **NEW, stopping_criteria=[Third()]))
+    assert len(lengths) == 3
 
 
 def test_ask_each_equals_ask(tiny_vlm, noise, monkeypatch):

@@ -65,7 +65,16 @@ def test_a_good_recipe_has_defaults_and_cannot_be_changed(load):
         ),
         ("stages.0.train.connector={lr: 1, lora: {}}", "stages.0: 'lora' is possible for the llm only"),
         ("stages.0.train={}", "stages.0.train: Dictionary should have at least 1 item"),
-        ("stages.0.objective={}", "stages.0.objective.dict"),
+        ("stages.0.objective={}", "stages.0.objective: a name is needed, or finite weights above 0 by name"),
+        ("stages.0.objective=5", "{next_token: 1, contrastive: 0.2}; found 5"),
+        ("stages.0.objective={next_token: 1, contrastive: -1}", "found {'next_token': 1, 'contrastive': -1}"),
+        ("stages.0.objective={next_token: 0}", "stages.0.objective: a name is needed"),
+        ("stages.0.objective={next_token: .nan}", "stages.0.objective: a name is needed"),
+        ("stages.0.objective={next_token: .inf}", "stages.0.objective: a name is needed"),
+        ("stages.0.objective={next_token: much}", "stages.0.objective: a name is needed"),
+        ("stages.0.betas=[0.9, 1.0]", "stages.0.betas.1: Input should be less than 1; found 1.0"),
+        ("stages.0.betas=[-0.1, 0.9]", "stages.0.betas.0: Input should be greater than or equal to 0; found"),
+        ("stages.0.betas=[.nan, 0.9]", "stages.0.betas.0: Input should be"),
         ("stages.0.epochs=1", "stages.0: give either 'steps' or 'epochs'"),
         ("stages.0.steps=null", "stages.0: give either 'steps' or 'epochs'"),
         ("stages.1.name=first", "stages: stage names must differ, found first, first"),
@@ -104,6 +113,22 @@ def test_an_error_has_its_path_and_the_nearest_name(load, override, says):
     with pytest.raises(UsageError) as raised:
         load(override)
     assert says in str(raised.value)
+
+
+def test_objectives_are_a_name_or_weights(load):
+    with pytest.raises(UsageError, match=r"recipe\.yaml: 1 error\n"):
+        load("stages.0.objective=5")
+    assert load().stages[0].objective == "next_token"
+    weights = load("stages.0.objective={next_token: 1, contrastive: 2e-1}").stages[0].objective
+    assert weights == {"next_token": 1.0, "contrastive": 0.2}
+
+
+def test_a_file_that_is_not_utf8_is_one_line(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes("name: größe".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"recipe\.yaml is not UTF-8 text \(.*\); give") as raised:
+        load_recipe(file)
+    assert "\n" not in str(raised.value)
 
 
 def test_all_errors_are_reported_at_once(load):

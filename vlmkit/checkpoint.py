@@ -42,7 +42,10 @@ def read_run(path: str | Path) -> dict[str, Any]:
     if not manifest.is_file():
         what = "is not a vlmkit run (it has no vlmkit.json)" if Path(path).is_dir() else "does not exist"
         raise UsageError(f"{path} {what}; give the directory that `vlmkit train` wrote, e.g. runs/quickstart")
-    content: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+    try:
+        content: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise VlmkitError(f"{manifest} is damaged ({error}); train the run again") from None
     return content
 
 
@@ -73,8 +76,13 @@ def swap_in(partial: Path, final: Path) -> None:
 
 
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters that train, by name."""
-    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+    """What training changes, by name: parameters that train, and stored buffers (of a batch norm, say)."""
+    changing = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+    for prefix, owner in module.named_modules():
+        for name, buffer in owner.named_buffers(prefix, recurse=False):
+            if name.rpartition(".")[2] not in owner._non_persistent_buffers_set:
+                changing[name] = buffer
+    return changing
 
 
 @contextmanager
@@ -165,7 +173,7 @@ def rotate(run: Path, stage: str, keep: int = KEEP) -> None:
     found = sorted(
         (run / "checkpoints").glob(f"{stage}-step-*[0-9]"), key=lambda p: int(p.name.rsplit("-", 1)[1])
     )
-    for old in found[: len(found) - keep]:
+    for old in found[: max(0, len(found) - keep)]:
         shutil.rmtree(old)
 
 

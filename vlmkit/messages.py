@@ -10,8 +10,8 @@ from typing import Any
 from PIL import Image
 
 from vlmkit.data.sample import IMAGE, Conversation, Message, Part, open_image
-from vlmkit.encoders.spec import to_rgb
 from vlmkit.errors import UsageError
+from vlmkit_retrieval.images import to_rgb
 
 ImageSource = str | Path | Image.Image
 # The names that transformers knows for where an image is.

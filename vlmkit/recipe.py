@@ -6,18 +6,28 @@ All errors of a file are reported at once, each with its path in the file.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from vlmkit.errors import UsageError
 from vlmkit.recipe_files import find_recipe
 
 PartName = Literal["encoder", "connector", "llm"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 BlockCheck = Callable[[Mapping[str, Any]], Sequence[str]]
 
 
@@ -113,7 +123,7 @@ class Stage(Frozen):
     """One stage of training.
 
     Attributes:
-        objective: A name, or weights by name.
+        objective: A name, or weights above 0 by name.
         data: Where samples come from.
         train: Parts that train; every other is frozen.
         batch_size: Samples a step, over all processes and accumulation.
@@ -122,7 +132,7 @@ class Stage(Frozen):
         warmup: Steps, or a share of all steps if below 1.
         schedule: Shape after the warmup; `cosine` goes to zero.
         clip: Largest norm of the gradient.
-        betas: AdamW's.
+        betas: AdamW's, each at least 0 and below 1.
         pack: `prefix` puts all conversations of a sample behind one copy of its images.
         group: `modality_length`: batches of one modality (images, or text alone) and similar length.
         prompt: Prompt format of this stage; the model's by default.
@@ -134,7 +144,7 @@ class Stage(Frozen):
     """
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
-    objective: str | Annotated[dict[str, float], Field(min_length=1)] = "next_token"
+    objective: str | dict[str, float] = "next_token"
     data: Block
     train: dict[PartName, Part] = Field(min_length=1)
     batch_size: int = Field(32, ge=1)
@@ -144,7 +154,7 @@ class Stage(Frozen):
     warmup: float = Field(0.03, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     clip: float = Field(1.0, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     pack: Literal["none", "prefix"] = "none"
     group: Literal["none", "modality_length"] = "none"
     prompt: str | None = None
@@ -153,6 +163,21 @@ class Stage(Frozen):
     max_length: int | None = Field(None, ge=1)
     workers: int = Field(0, ge=0)
     checkpoint_every: int = Field(200, ge=0)
+
+    @field_validator("objective", mode="wrap")
+    @classmethod
+    def _weighted(cls, found: Any, handler: ValidatorFunctionWrapHandler) -> str | dict[str, float]:
+        try:
+            objective: str | dict[str, float] = handler(found)
+        except ValidationError:
+            objective = {}
+        weights = [1.0] if isinstance(objective, str) else list(objective.values())
+        if not weights or not all(0 < weight < math.inf for weight in weights):
+            raise ValueError(
+                "a name is needed, or finite weights above 0 by name, e.g. "
+                f"{{next_token: 1, contrastive: 0.2}}; found {found!r}"
+            )
+        return objective
 
     @model_validator(mode="after")
     def _one_length(self) -> Stage:
@@ -226,6 +251,8 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = (), check: BlockChe
     path = find_recipe(name)
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Yaml)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text ({error}); give a YAML file in UTF-8") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):

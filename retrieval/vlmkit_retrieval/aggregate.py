@@ -46,8 +46,7 @@ def aggregate(answers: Sequence[str], question: str = "", rule: str = "auto") ->
         answers: One answer an item, in order of rank.
         question: What was asked; `auto` looks for a negation in it.
         rule: `any` (yes if one says yes), `all` (yes if all do), `majority` (most frequent, ties to the
-        better
-            rank), or `auto`: the first two for yes/no answers, else the third.
+            better rank), or `auto`: the first two for yes/no answers, else the third.
 
     Raises:
         RetrievalUsageError: An unknown rule, or no answers.

@@ -14,7 +14,7 @@ from vlmkit_retrieval.errors import RetrievalError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 # Without a list Pillow tries every format it knows, among them some that start other programs (EPS).
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 256 * 1024 * 1024
 
@@ -35,13 +35,13 @@ def decode_image(data: bytes) -> Image.Image:
     if not data:
         raise ImageError("the file is empty")
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image)
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(f"not an image (possible: {', '.join(_FORMATS)})") from None
+        raise ImageError(f"not an image (possible: {', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         raise ImageError(f"more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller") from None
     except Exception as error:  # a hostile file can raise anything; it must not stop the other files
@@ -89,8 +89,15 @@ def _check_size(image: Image.Image) -> None:
         )
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Three 8-bit channels: the one rule for what the index and the model see of an image.
+
+    Transparency is laid over white, as transformers does, so that no hidden colour shows; 16-bit grey keeps
+    its upper byte, where Pillow would clip a photograph to white.
+    """
     if image.mode.startswith("I;16"):
-        # Pillow clips 16-bit grey at 255, which turns a photograph white: keep the upper byte instead.
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

@@ -21,6 +21,7 @@ from PIL import Image
 from vlmkit_retrieval.engines import engine_kind, open_engine
 from vlmkit_retrieval.errors import RetrievalError, RetrievalUsageError
 from vlmkit_retrieval.feature_store import FeatureStore
+from vlmkit_retrieval.images import to_rgb
 from vlmkit_retrieval.lock import FileLock
 from vlmkit_retrieval.manifest import MANIFEST, EncoderEntry, Manifest
 from vlmkit_retrieval.sync import Progress, Sync
@@ -177,7 +178,7 @@ class Index:
         if text is not None and image is None:
             return self.engine.search(name, self._embed_text(text, embedder, name), k)
         if image is not None and text is None:
-            return self.engine.search(name, embedder.embed_images([image.convert("RGB")])[0], k)
+            return self.engine.search(name, embedder.embed_images([to_rgb(image)])[0], k)
         raise RetrievalUsageError("search needs a text or an image, exactly one of them")
 
     def info(self) -> dict[str, Any]:
@@ -217,8 +218,8 @@ class Index:
             return
         raise RetrievalError(
             f"index {self.path}: encoder {name!r} is {_describe(stored)}, given is one with fingerprint "
-            f"{embedder.fingerprint[:12]}; use the stored one, sync into a new index directory, or add "
-            "this one under another name"
+            f"{embedder.fingerprint[:12]}; use the stored one, or sync into a new "
+            "index directory"
         )
 
     def _embed_text(self, text: str, embedder: Embedder, name: str) -> Vectors:

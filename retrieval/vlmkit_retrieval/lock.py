@@ -6,6 +6,7 @@ blocks nobody. It is never deleted: two processes could then hold a lock on two 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import weakref
@@ -43,6 +44,8 @@ class FileLock:
         except OSError as error:
             holder = os.read(self._fd, 32)
             self._abandon()
+            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                raise RetrievalError(f"{what} cannot be locked: {path}: {error.strerror}") from error
             raise IndexLockedError(_message(what, holder.decode("ascii", "replace").strip())) from error
         os.ftruncate(self._fd, 0)
         os.write(self._fd, f"{os.getpid()}\n".encode())

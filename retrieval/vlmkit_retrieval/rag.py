@@ -34,8 +34,7 @@ def answer_question(
 
     Raises:
         RetrievalError: An empty index, an encoder that cannot be used, or an image that is gone or has
-        changed
-            since the last sync: the evidence would not be what was found.
+            changed since the last sync: the evidence would not be what was found.
     """
     hits = index.search(text=question, embedder=embedder, k=k)
     if not hits:

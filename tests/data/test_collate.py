@@ -14,6 +14,7 @@ from vlmkit.data.sample import IMAGE, Message, Sample
 from vlmkit.data.tokens import TokenRow
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError, VlmkitError
+from vlmkit.llm.words import build_words_tokenizer
 
 SPEC = VisionSpec(image_size=16, patch_size=8, width=4, resample="bilinear")
 
@@ -34,10 +35,13 @@ def ask(*parts, answer="red"):
 ONE = Sample(
     "one",
     (png("red"),),
-    (ask(IMAGE, "what shape is it?", answer="circle"), ask(IMAGE, "is it red?", answer="yes")),
+    (
+        ask(IMAGE, "what shape is in the image?", answer="circle"),
+        ask(IMAGE, "is a circle red?", answer="yes"),
+    ),
     ("a red circle",),
 )
-TWO = Sample("two", (png("red"), png("blue", (32, 8))), (ask(IMAGE, "or", IMAGE, "in the image?"),))
+TWO = Sample("two", (png("red"), png("blue", (32, 8))), (ask(IMAGE, "a", IMAGE, "in the image?"),))
 TEXT = Sample("text", (), (ask("is red blue?", answer="a"),))
 
 
@@ -94,7 +98,7 @@ def test_without_packing_each_conversation_is_a_row(words):
 def test_images_that_cannot_be_shared_are_not_packed(words, prompt):
     """Answers right behind the image, or questions in front of it: packed, the image would be in twice."""
     captions = (ask(IMAGE, answer="a red circle"), ask(IMAGE, answer="one circle"))
-    questions = (ask("what is it?", IMAGE), ask("is it red?", IMAGE))
+    questions = (ask("what is there?", IMAGE), ask("is a circle red?", IMAGE))
     sample = Sample("s", (png("red"),), captions if prompt == "plain" else questions)
     batch = Collator(SPEC, rules(words, prompt, pack="prefix"))([(sample, 0)])
     assert batch.sample_ids == ("s", "s")
@@ -161,6 +165,37 @@ def test_too_long_rows_name_sample_and_both_lengths(words):
 def test_errors_name_the_sample(collator, sample, message):
     with pytest.raises(VlmkitError, match=message):
         collator([(ONE, 0), (sample, 0)])
+
+
+@pytest.mark.parametrize("prompt", ["plain", "vicuna_v1", "chat_template"])
+@pytest.mark.parametrize(
+    ("question", "answer", "says"),
+    [
+        ("is the gnu red?", "a zebra", "vocabulary lacks: 'gnu', 'zebra'; use"),
+        ("is a circle red?</s>", "yes", "user's text contains the tokenizer's special token '</s>'; remove"),
+        ("is a circle red?", "<s>yes", "assistant's text contains the tokenizer's special token '<s>'"),
+        ("is a circle red?", "<unk>", "assistant's text contains the tokenizer's special token '<unk>'"),
+    ],
+)
+def test_text_that_would_become_something_else_is_refused(words, prompt, question, answer, says):
+    sample = Sample("s", (png("red"),), (ask(IMAGE, question, answer=answer),))
+    with pytest.raises(UsageError) as raised:
+        Collator(SPEC, rules(words, prompt))([(ONE, 0), (sample, 0)])
+    assert str(raised.value).startswith("sample 's': the ") and says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_words_that_a_prompt_format_adds_are_not_the_samples():
+    small = build_words_tokenizer(["what shape is in the image? circle is a circle red? yes"])
+    batch = Collator(SPEC, rules(small, "vicuna_v1"))([(ONE, 0)])
+    assert (batch.input_ids_BL == small.unk_token_id).any()
+
+
+def test_a_vocabulary_that_can_write_everything_has_nothing_to_look_up(byte_bpe, monkeypatch):
+    monkeypatch.setattr("vlmkit.data.tokens.unknown_words", None)
+    Collator(SPEC, rules(byte_bpe))([(Sample("s", (), (ask("zebra 😀"),)), 0)])
+    byte_bpe.unk_token = byte_bpe.eos_token
+    Collator(SPEC, rules(byte_bpe))([(Sample("s", (), (ask("zebra 😀"),)), 0)])
 
 
 def test_wrong_use_stays_a_usage_error(words):

@@ -6,7 +6,7 @@ from collections import Counter
 import easy_vqa as package
 import pytest
 
-from vlmkit.data.formats import DATA_FORMATS
+from vlmkit.data.formats import ANSWER_KINDS, DATA_FORMATS
 from vlmkit.data.formats.easy_vqa import captions, easy_vqa, facts, question_type
 from vlmkit.data.sample import IMAGE
 from vlmkit.errors import MissingExtraError, UsageError, VlmkitError
@@ -110,7 +110,7 @@ def test_contradictions_are_errors():
 
 
 def test_question_type():
-    kinds = {a: question_type(a) for a in package.get_answers()}
+    kinds = {a: ANSWER_KINDS["easy_vqa"](a) for a in package.get_answers()}
     assert Counter(kinds.values()) == {"colour": 8, "shape": 3, "yes/no": 2}
     with pytest.raises(VlmkitError, match="'purple' is not an answer"):
         question_type("purple")

@@ -71,6 +71,15 @@ def test_an_image_without_caption_is_named(folder):
             r"metadata.jsonl line 4, field 'file_name': .*d\.png does not",
         ),
         ([*ROWS, ROWS[0]], "line 4, field 'file_name': .*has a caption already"),
+        (
+            [*ROWS, {"file_name": "notes.md", "text": "x"}],
+            r"line 4, field 'file_name': .*notes\.md is not among the images found in .*\.bmp, .*\.webp\)",
+        ),
+        (
+            [*ROWS, {"file_name": "../x.png", "text": "x"}],
+            r"line 4, field 'file_name': '\.\./x\.png' leads out",
+        ),
+        ([*ROWS, {"file_name": "/x.png", "text": "x"}], r"line 4, field 'file_name': '/x\.png' leads out of"),
         ([{"file_name": "a.jpg"}], "line 1, field 'text': text is needed, found nothing"),
         ([{"text": "x"}], "line 1, field 'file_name': text is needed"),
         ([["a.jpg", "x"]], "line 1 is a list; an object is needed"),

@@ -80,6 +80,34 @@ def test_malformed_rows(tmp_path, change, message):
     assert "data.json row 0" in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "{root}/x.png", "link.png", "linked/x.png"])
+def test_an_image_outside_the_folder_is_refused(tmp_path, name):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (tmp_path / "x.png").touch()
+    (folder / "link.png").symlink_to(tmp_path / "x.png")
+    (folder / "linked").symlink_to(tmp_path)
+    name = name.format(root=tmp_path)
+    row = {"id": "x", "image": name, "conversations": turns("<image>", "A dog.")}
+    with pytest.raises(VlmkitError) as caught:
+        llava_json(write(tmp_path, [row]), folder)
+    assert f"data.json row 0 (id 'x'), field 'image': {name!r} leads out of {folder}; " in str(caught.value)
+
+
+def test_an_image_folder_may_be_a_link_and_paths_may_turn_in_it(tmp_path):
+    (tmp_path / "real/a").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    row = {"image": "a/../x.png", "conversations": turns("<image>", "A dog.")}
+    (sample,) = llava_json(write(tmp_path, [row]), tmp_path / "link")
+    assert sample.images == (tmp_path / "link/a/../x.png",)
+
+
+def test_a_name_that_is_no_path_is_explained(tmp_path):
+    row = {"image": "a\0.png", "conversations": turns("<image>", "A dog.")}
+    with pytest.raises(VlmkitError, match=r"row 0, field 'image': 'a\\x00.png' is no path"):
+        llava_json(write(tmp_path, [row]), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [

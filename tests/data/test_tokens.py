@@ -3,9 +3,9 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from vlmkit.data.sample import IMAGE
+from vlmkit.data.sample import IMAGE, Message
 from vlmkit.data.segments import Segment
-from vlmkit.data.tokens import TokenRow, check_supervised, tokenize, unknown_words
+from vlmkit.data.tokens import TokenRow, check_supervised, check_vocabulary, tokenize, unknown_words
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.llm import add_image_token
 
@@ -95,3 +95,13 @@ def test_unknown_words(words, byte_bpe):
     assert unknown_words("Is there a PURPLE hexagon? purple!", words) == ["PURPLE", "hexagon", "purple", "!"]
     assert unknown_words("is there a red circle?", words) == []
     assert unknown_words("zebra 😀", byte_bpe) == []
+
+
+def test_check_vocabulary(words, byte_bpe):
+    talk = (Message("user", (IMAGE, "a gnu?")), Message("assistant", ("a red gnu or gecko",)))
+    with pytest.raises(UsageError, match="lacks: 'gnu', 'or', 'gecko'; use other words"):
+        check_vocabulary(talk, words)
+    check_vocabulary(talk, words, ids=(5, 6))
+    check_vocabulary(talk, byte_bpe)
+    with pytest.raises(UsageError, match="user's text contains the tokenizer's special token '<image>'"):
+        check_vocabulary((Message("user", ("<image> red?",)),), byte_bpe, ids=(5, 6))

@@ -28,9 +28,19 @@ SURFACE = {
     "plan": {"recipe", "overrides", "--debug"},
     "list": {"what", "--debug"},
     "ask": {"model", "image", "question", "--stream", "--json", "--quantize", "--max-new-tokens", "--debug"},
-    "index": {"action", "index", "paths", "--encoder", "--allow-empty", "--json", "target", "--debug"},
+    "index": {
+        "action",
+        "index",
+        "paths",
+        "--engine",
+        "--encoder",
+        "--allow-empty",
+        "--json",
+        "target",
+        "--debug",
+    },
     "search": {"index", "query", "--image", "-k", "--encoder", "--json", "--debug"},
-    "rag": {"index", "question", "--vlm", "-k", "--rule", "--encoder", "--json", "--debug"},
+    "rag": {"index", "question", "--vlm", "-k", "--rule", "--encoder", "--quantize", "--json", "--debug"},
 }
 
 
@@ -129,6 +139,15 @@ BAD = [
     (["ask", "runs/quickstart", "gallery/0.png", " "], 2, "empty"),
     (["ask", "runs/quickstart", "gallery/0.png", "is there a circle?", "--quantize", "nf5"], 2, "nf4"),
     (["search", "indexes/quickstart"], 2, "QUERY"),
+    (["search", "indexes/quickstart", ""], 2, "QUERY"),
+    (["search", "indexes/quickstart", "a red triangle", "--encoder", "runs/gone"], 2, "FAMILY:WEIGHTS"),
+    (["index", "copy", "indexes/quickstart", "http://127.0.0.1:1/photos"], 2, "--engine"),
+    (
+        ["ask", "runs/quickstart", "gallery/0.png", "is there a circle?", "--max-new-tokens", "0"],
+        2,
+        "below 1",
+    ),
+    (["train", "quickstart", "output=runs/odd", "model.llm.hidden_size=127"], 2, "cannot be built"),
     (["search", "gallery", "a red triangle"], 2, "index"),
     (["index", "sync", "indexes/new", "gallery"], 2, "--encoder"),
     (["index", "sync", "indexes/new", "gallery", "--encoder", "clap"], 2, "FAMILY:WEIGHTS"),
@@ -149,7 +168,8 @@ def test_an_empty_folder_is_refused(cli, tmp_path):
     code, _, err = cli(
         "index", "sync", tmp_path / "index", tmp_path / "empty", "--encoder", "runs/quickstart"
     )
-    assert code != 0 and "empty" in err and ".png" in err
+    assert code == 1 and ".png" in err
+    assert not (tmp_path / "index").exists()
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(in_home, tmp_path):

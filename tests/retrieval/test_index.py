@@ -46,7 +46,7 @@ def test_search_needs_exactly_one_query(filled, colours):
 def test_another_fingerprint_of_the_same_name_is_refused(filled, photos, colours):
     colours.fingerprint = "mean-rgb-2"
     stored_given_advice = (
-        r"mean-rgb-1 from runs/colour, given .* mean-rgb-2; use the stored one, sync into a new"
+        r"mean-rgb-1 from runs/colour, given .* mean-rgb-2; use the stored one, or sync into a new"
     )
     with Index.open(filled) as index:
         with pytest.raises(RetrievalError, match=stored_given_advice):

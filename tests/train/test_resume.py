@@ -220,3 +220,21 @@ class TestRefusals:
         overrides = [f"output={tmp_path}/run", f"stages.0.data={json.dumps(data)}"]
         with pytest.raises(UsageError, match="none of its samples has an image and a caption"):
             train_recipe(load_recipe(recipe_file, overrides))
+
+    def test_missing_test_data_is_refused_before_the_first_step(self, recipe_file, tmp_path):
+        data = {"type": "llava_json", "path": "/nowhere.json", "image_folder": "/"}
+        overrides = [f"output={tmp_path}/run", f"evaluate={json.dumps({'data': data})}"]
+        with pytest.raises(ValueError, match="nowhere"):
+            train_recipe(load_recipe(recipe_file, overrides))
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_can_be_tested_again_on_other_data(recipe_file, uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    weights = (tmp_path / "run/model.safetensors").read_bytes()
+    for limit in (2, 3):
+        evaluate = json.dumps({"data": {"type": "easy_vqa", "split": "test", "limit": limit}, "blind": False})
+        recipe = load_recipe(recipe_file, [f"output={tmp_path}/run", f"evaluate={evaluate}"])
+        assert train_recipe(recipe, resume=True).report["images"] == limit
+    assert json.loads((tmp_path / "run/report.json").read_text())["images"] == 3
+    assert (tmp_path / "run/model.safetensors").read_bytes() == weights

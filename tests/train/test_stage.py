@@ -5,8 +5,10 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
+from vlmkit.checkpoint import trained_tensors
 from vlmkit.errors import UsageError
 from vlmkit.recipe import Lora
+from vlmkit.train.module import StageModule
 from vlmkit.train.stage import PartRow, add_lora, apply_stage, finish_stage
 
 
@@ -84,3 +86,23 @@ def test_a_stage_that_trains_nothing_is_refused(tiny_vlm, make_stage):
     model.connector.layers = nn.Sequential()
     with pytest.raises(UsageError, match="'only' trains no parameter"):
         apply_stage(model, make_stage(train={"connector": {"lr": 1}}))
+
+
+def test_stored_buffers_are_part_of_a_checkpoint(tiny_vlm, make_stage):
+    """The statistics of a batch norm change in training, and a resumed run must not start with fresh ones."""
+    model = tiny_vlm()
+    model.encoders[0].stem.add_module("statistics", nn.BatchNorm2d(3))
+    stage = make_stage(train={"encoder": {"lr": 1e-3}})
+    apply_stage(model, stage)
+    held = {name.rpartition(".")[2] for name in trained_tensors(StageModule(model, stage))}
+    assert {"running_mean", "running_var", "num_batches_tracked"} <= held
+
+
+def test_frozen_parts_stay_in_eval_mode(tiny_vlm, make_stage):
+    """Dropout in a frozen language model would be noise, and a frozen batch norm would move."""
+    model = tiny_vlm()
+    stage = make_stage(train={"connector": {"lr": 1e-3}})
+    apply_stage(model, stage)
+    StageModule(model, stage).train()
+    assert model.connector.training
+    assert not any(m.training for part in (model.encoders, model.language_model) for m in part.modules())

@@ -69,10 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (head, less) has gone; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError, ImportError) as error:
-        if args.debug or not _is_for_users(error):
+    except Exception as error:
+        if args.debug:
             raise
-        return _fail(str(error) or type(error).__name__, getattr(error, "exit_code", 1))
+        if _is_for_users(error):
+            return _fail(str(error), getattr(error, "exit_code", 1))
+        said = " ".join(str(error).split())
+        return _fail(f"unexpected {type(error).__name__}: {said}; --debug shows where it happened", 1)
 
 
 def _is_for_users(error: Exception) -> bool:

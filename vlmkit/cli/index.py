@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,7 +26,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     info.add_argument("--json", action="store_true", help="print one JSON object")
     copy = actions.add_parser("copy", help="copy all items to another index")
     copy.add_argument("index", metavar="A")
-    copy.add_argument("target", metavar="B", help="a directory that does not exist yet")
+    copy.add_argument("target", metavar="B", help="a directory that does not exist, or is empty")
+    for action in (sync, copy):
+        action.add_argument(
+            "--engine", metavar="URL", help="http(s)://host:port/collection for the points of a new index"
+        )
     for action in (sync, info, copy):
         action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
 
@@ -45,23 +50,30 @@ def _sync(args: argparse.Namespace) -> int:
     from vlmkit_retrieval import Index
     from vlmkit_retrieval.manifest import MANIFEST
 
-    reference = args.encoder
+    reference, new = args.encoder, not (Path(args.index) / MANIFEST).exists()
     if reference is not None:
         # A run is remembered by its full path, so that the index can be used from any folder.
         reference = str(Path(reference).resolve()) if Path(reference).is_dir() else reference
-    elif not (Path(args.index) / MANIFEST).exists():
+    elif new:
         raise UsageError("the index is new; name the encoder that fills it: --encoder RUN or FAMILY:WEIGHTS")
     with nullcontext() if reference else Index.open(args.index) as known:
         encoder = index_encoder(known, reference)
-    with Index.create_or_open(args.index) as index, bars(Console(stderr=True)) as progress:
+    with Index.create_or_open(args.index, args.engine) as index, bars(Console(stderr=True)) as progress:
         task = progress.add_task("sync", total=None, values="")
-        report = index.sync(
-            args.paths,
-            encoder,
-            reference=reference,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-            allow_empty=args.allow_empty,
-        )
+        try:
+            report = index.sync(
+                args.paths,
+                encoder,
+                reference=reference,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+                allow_empty=args.allow_empty,
+            )
+        except ValueError:
+            # A first sync that was refused (no images, no such folder) leaves no empty index behind.
+            if new and not index.info()["items"]:
+                index.close()
+                shutil.rmtree(args.index)
+            raise
     sys.stdout.write(f"{args.index}: {report}\n")
     for item in report.unreadable:
         sys.stderr.write(f"unreadable: {item.path}: {item.reason}\n")
@@ -83,8 +95,11 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _copy(args: argparse.Namespace) -> int:
+    from vlmkit.errors import UsageError
     from vlmkit_retrieval import copy_index
 
-    count = copy_index(args.index, args.target)
+    if "://" in args.target:
+        raise UsageError(f"{args.target} is no directory; do: index copy A B --engine {args.target}")
+    count = copy_index(args.index, args.target, args.engine)
     sys.stdout.write(f"{args.target}: {count} items copied\n")
     return 0

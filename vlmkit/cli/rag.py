@@ -5,32 +5,34 @@ from __future__ import annotations
 import argparse
 import sys
 
+from vlmkit.cli.ask import load_model, positive
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vlmkit rag`."""
     parser.add_argument("index", metavar="INDEX", help="the index's directory")
     parser.add_argument("question", metavar="QUESTION")
     parser.add_argument("--vlm", required=True, metavar="RUN", help="the model that answers")
-    parser.add_argument("-k", type=int, default=8, metavar="N", help="images to look at (8)")
+    parser.add_argument("-k", type=positive, default=8, metavar="N", help="images to look at (8)")
     parser.add_argument(
         "--rule", default="auto", choices=["auto", "any", "all", "majority"], help="how answers combine"
     )
     parser.add_argument(
         "--encoder", metavar="RUN|NAME", help="where the index's encoder is now, if it has moved"
     )
+    parser.add_argument("--quantize", metavar="METHOD", help="nf4 or fp4: the language model in 4 bits")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     """Retrieve, ask, print the answer and its evidence."""
-    from vlmkit.cli.ask import load_model
     from vlmkit.cli.console import shown, write_json
     from vlmkit.cli.search import index_encoder
     from vlmkit_retrieval import Index, answer_question
 
     with Index.open(args.index) as index:
         encoder = index_encoder(index, args.encoder)
-        model = load_model(args.vlm, None)
+        model = load_model(args.vlm, args.quantize)
         answer = answer_question(index, args.question, encoder, model, k=args.k, rule=args.rule)
     if args.json:
         cited = [

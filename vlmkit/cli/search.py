@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from vlmkit.errors import UsageError
     from vlmkit_retrieval import Index
 
-    if (args.query is None) == (args.image is None):
+    if (not (args.query or "").strip()) == (args.image is None):
         raise UsageError("give a QUERY text or --image FILE, one of the two")
     with Index.open(args.index) as index:
         encoder = index_encoder(index, args.encoder)
@@ -62,4 +63,8 @@ def index_encoder(index: Index | None, reference: str | None) -> VisionEncoder:
                 "the index knows no encoder; name the one that fills it: --encoder RUN or FAMILY:WEIGHTS"
             )
         reference = known[0]
+        if ":" not in reference and not Path(reference).is_dir():
+            raise UsageError(
+                f"the index remembers the encoder {reference}, which is gone; give --encoder RUN"
+            )
     return load_encoder(reference)

@@ -21,8 +21,13 @@ def run(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe, args.overrides, check_blocks)
     from vlmkit.cli.console import TrainConsole
+    from vlmkit.train.loop import Interrupted
     from vlmkit.train.run import train_recipe
 
     with TrainConsole() as console:
-        console.summary(train_recipe(recipe, args.resume, console))
+        try:
+            console.summary(train_recipe(recipe, args.resume, console))
+        except KeyboardInterrupt:
+            # Outside the steps (saving, evaluating), where nothing is lost: every checkpoint is there.
+            raise Interrupted(f"interrupted; {recipe.run_dir} goes on with --resume") from None
     return 0

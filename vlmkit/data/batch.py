@@ -18,8 +18,8 @@ from torch import Tensor
 from vlmkit.data.pack import PackedRow
 from vlmkit.encoders.batch import canvas_shape, place
 from vlmkit.encoders.spec import Pixels, VisionSpec
+from vlmkit.objectives import IGNORE
 
-IGNORED = -100
 PADDING = -1
 
 
@@ -114,10 +114,10 @@ def image_tensors(rows: Sequence[RowViews]) -> dict[str, Tensor]:
 
 def text_tensors(rows: Sequence[PackedRow], pad_id: int) -> dict[str, Tensor]:
     """The text tensors of `Batch`, padded on the right."""
-    labels = [[i if w else IGNORED for i, w in zip(row.ids, row.weights)] for row in rows]
+    labels = [[i if w else IGNORE for i, w in zip(row.ids, row.weights)] for row in rows]
     return {
         "input_ids_BL": _padded([row.ids for row in rows], pad_id),
-        "labels_BL": _padded(labels, IGNORED),
+        "labels_BL": _padded(labels, IGNORE),
         "weights_BL": _padded([row.weights for row in rows], 0.0),
         "positions_BL": _padded([row.positions for row in rows], 0),
         "branches_BL": _padded([row.branches for row in rows], PADDING),

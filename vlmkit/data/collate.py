@@ -15,7 +15,7 @@ from vlmkit.data.batch import Batch, RowViews, image_tensors, row_views, text_te
 from vlmkit.data.pack import PackedRow, pack_prefix
 from vlmkit.data.prompts import PromptFormat
 from vlmkit.data.sample import Conversation, Sample
-from vlmkit.data.tokens import TokenRow, check_supervised, tokenize
+from vlmkit.data.tokens import TokenRow, check_supervised, check_vocabulary, tokenize
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError, VlmkitError
 
@@ -74,8 +74,9 @@ class Collator:
         """Collate.
 
         Raises:
-            VlmkitError: An image cannot be read, a conversation cannot be rendered, nothing is supervised,
-                or a row is too long; the message names the sample.
+            VlmkitError: An image cannot be read, a conversation cannot be rendered, a text has special tokens
+                or words outside the vocabulary, nothing is supervised, or a row is too long; the message
+                names the sample.
         """
         samples: list[Sample] = []
         views: list[RowViews] = []
@@ -130,6 +131,7 @@ def _token_row(
     try:
         segments = rules.prompt.render(conversation, rules.tokenizer)
         row = tokenize(segments, rules.tokenizer, rules.image_token_id, counts, rules.eos_weight)
+        check_vocabulary(conversation, rules.tokenizer, row.ids)
     except VlmkitError as error:
         error.args = (f"sample {sample_id!r}: {error}",)
         raise

@@ -13,12 +13,8 @@ from typing import Final, Literal
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vlmkit.encoders.spec import to_rgb
 from vlmkit.errors import VlmkitError
-
-MAX_PIXELS: Final = 50_000_000
-# Without a list Pillow tries every format it knows, among them some that start other programs (EPS).
-IMAGE_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+from vlmkit_retrieval.images import FORMATS, MAX_PIXELS, to_rgb
 
 
 class ImageSlot(enum.Enum):
@@ -102,7 +98,7 @@ def open_image(source: Path | str | bytes, owner: str = "") -> Image.Image:
     prefix = f"{owner}: " if owner else ""
     try:
         file = io.BytesIO(source) if isinstance(source, bytes) else source
-        with Image.open(file, formats=IMAGE_FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise VlmkitError(
                     f"{prefix}{where} has {image.width} x {image.height} pixels; "

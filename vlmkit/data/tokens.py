@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlmkit.data.sample import IMAGE
+from vlmkit.data.sample import IMAGE, Conversation
 from vlmkit.data.segments import Segment, image_token
 from vlmkit.errors import UsageError, VlmkitError
 
@@ -139,6 +139,41 @@ def check_supervised(row: TokenRow, sample_id: str) -> None:
         raise VlmkitError(
             f"sample {sample_id!r} has no supervised token among {len(row.ids)}; give it a non-empty answer "
             "with a weight above 0, or remove it"
+        )
+
+
+def check_vocabulary(
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | None = None
+) -> None:
+    """Refuse text that the tokenizer would turn into something else: its special tokens, words it lacks.
+
+    Args:
+        conversation: What is to be written.
+        tokenizer: What writes it.
+        ids: The conversation's tokens where they are known: without the unknown one among them no word is
+            looked up, which makes the check nearly free.
+
+    Raises:
+        UsageError: Names the token or the words.
+    """
+    specials = tokenizer.all_special_tokens
+    for message in conversation:
+        text = message.text
+        token = next((token for token in specials if token in text), None)
+        if token is not None:
+            raise UsageError(
+                f"the {message.role}'s text contains the tokenizer's special token {token!r}; "
+                "remove it (images are given as images)"
+            )
+    unk = tokenizer.unk_token_id
+    # Byte-level vocabularies such as GPT-2's write everything, and call their end token the unknown one.
+    if ids is not None and (unk not in ids or unk == tokenizer.eos_token_id):
+        return
+    unknown = dict.fromkeys(word for m in conversation for word in unknown_words(m.text, tokenizer))
+    if unknown:
+        raise UsageError(
+            f"the tokenizer's vocabulary lacks: {', '.join(map(repr, unknown))}; "
+            "use other words, or a language model whose tokenizer knows them"
         )
 
 

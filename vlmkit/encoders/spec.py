@@ -14,6 +14,7 @@ from PIL import Image
 
 from vlmkit.errors import UsageError, unknown_name
 from vlmkit.layouts import LAYOUTS, Frame, View
+from vlmkit_retrieval.images import to_rgb
 
 Pixels = NDArray[np.float32]
 Resample = Literal["bilinear", "bicubic", "lanczos"]
@@ -100,14 +101,6 @@ class VisionSpec:
             self.std, np.float32
         )
         return np.ascontiguousarray(normed.transpose(2, 0, 1))
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Three channels; transparency over white, as in transformers, so that no hidden colour shows."""
-    if "A" not in image.getbands() and "transparency" not in image.info:
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 def hidden_state_index(family: str, layer: int, depth: int) -> int:

@@ -63,14 +63,16 @@ def from_scratch(
 
     check_options(kind, options)
     tokenizer = build_words_tokenizer(texts)
-    config = type(known_config(kind))(
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **options,
-    )
-    return AutoModelForCausalLM.from_config(config, dtype=dtype), tokenizer
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    try:
+        config = type(known_config(kind))(vocab_size=len(tokenizer), **special, **options)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    # Each family refuses impossible sizes with an error of its own kind.
+    except Exception as error:
+        raise UsageError(
+            f"a {kind} of these sizes cannot be built: {' '.join(str(error).split())}"
+        ) from error
+    return model, tokenizer
 
 
 def check_options(kind: str, options: Iterable[str]) -> None:

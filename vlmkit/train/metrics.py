@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -94,12 +95,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def require_plots() -> None:
+    """Check that plots can be drawn.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "train")
+
+
 def plot_metrics(path: Path, picture: Path) -> None:
     """Loss curves of every stage, one panel each, as a PNG."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("matplotlib", "train") from None
+    require_plots()
+    from matplotlib.figure import Figure
+
     stages: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in read_metrics(path):
         stages[row["stage"]].append(row)

@@ -6,6 +6,8 @@ N image tokens.
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -84,6 +86,15 @@ class StageModule(nn.Module):
         text_UE = torch.cat([tower.embed([caption]) for caption in distinct]).to(pooled_IE.device)
         loss, weight = self.contrastive(pooled_IE[first], text_UE, positive_BU.to(pooled_IE.device))
         return loss, weight
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch dropout and batch statistics on, in the parts that train: a frozen part stays as it is."""
+        super().train(mode)
+        for part in PARTS:
+            module = part_module(self.vlm, part)
+            if not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+        return self
 
     def param_groups(self, stage: Stage) -> list[dict[str, object]]:
         """Optimiser groups of the parameters that train, by part; biases and norms do not decay."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from vlmkit import checkpoint
 from vlmkit.assemble import assemble, build_data, check_fit
 from vlmkit.data.collate import Collator, TextRules
 from vlmkit.data.prompts import PROMPTS
-from vlmkit.errors import UsageError
+from vlmkit.data.sample import Sample
+from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.evaluate import evaluate
 from vlmkit.objectives import OBJECTIVES, objective_weights
 from vlmkit.recipe import Recipe, Stage
 from vlmkit.train.loop import StageData, StageRun, run_stage
-from vlmkit.train.metrics import MetricsFile, Reporter, Silent, plot_metrics
+from vlmkit.train.metrics import MetricsFile, Reporter, Silent, plot_metrics, require_plots
 from vlmkit.train.module import StageModule
 from vlmkit.train.precision import mixed_precision
 from vlmkit.train.stage import apply_stage, finish_stage
@@ -57,13 +59,17 @@ def train_recipe(recipe: Recipe, resume: bool = False, reporter: Reporter | None
     run_dir = recipe.run_dir
     manifest = _look_for_run(recipe, resume)
     if manifest is not None and manifest["finished"]:
-        return TrainedRun(run_dir, manifest["report"])
+        return _evaluated(recipe, None, manifest, reporter)
     mixed, reason = mixed_precision(recipe.precision, PartialState().device)
     # The state outlives a run, and would refuse a second one in the same process in another precision.
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=mixed)
     model = assemble(recipe).to(accelerator.device)
     check_fit(recipe, model)
+    # Everything that can be missing is looked for before the first step, not after hours of them.
+    data = [_stage_data(recipe, stage, model) for stage in recipe.stages]
+    _test_samples(recipe)
+    require_plots()
     # No process may look for a run after another has begun it.
     accelerator.wait_for_everyone()
     manifest = manifest or _begin_run(recipe, accelerator.is_main_process)
@@ -75,17 +81,29 @@ def train_recipe(recipe: Recipe, resume: bool = False, reporter: Reporter | None
         module = StageModule(model, stage).to(accelerator.device)
         found = checkpoint.latest_checkpoint(run_dir, stage.name)
         if stage.name in manifest["stages_done"]:
-            assert found is not None
-            checkpoint.load_tensors(found, module)
+            checkpoint.load_tensors(_there(found, run_dir, stage), module)
         else:
             reporter.stage(stage.name, rows, reason)
             run = StageRun(run_dir, accelerator, metrics, reporter, stage.clip, stage.workers)
-            run_stage(module, stage, _stage_data(recipe, stage, model), run, found)
+            run_stage(module, stage, data[number], run, found)
+            accelerator.free_memory()
             manifest["stages_done"].append(stage.name)
             if accelerator.is_main_process:
                 checkpoint.write_json(run_dir / checkpoint.MANIFEST, manifest)
         finish_stage(model)
-    return _finish(recipe, model, manifest, accelerator, reporter)
+    if accelerator.is_main_process:
+        _save_run(model, run_dir, manifest)
+    accelerator.wait_for_everyone()
+    return _evaluated(recipe, model, manifest, reporter)
+
+
+def _there(found: Path | None, run_dir: Path, stage: Stage) -> Path:
+    """The checkpoint of a stage that the manifest says is done."""
+    if found is None:
+        raise VlmkitError(
+            f"{run_dir}: the checkpoint of stage {stage.name!r} is gone; train again, with another output="
+        )
+    return found
 
 
 def _look_for_run(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
@@ -99,8 +117,9 @@ def _look_for_run(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
         raise UsageError(f"{run_dir} holds a run already; add --resume, or set output=ANOTHER_DIRECTORY")
     manifest = checkpoint.read_run(run_dir)
     resolved = recipe.model_dump(mode="json")
-    # A run that was moved, or is named by another path, is still the same run.
-    changed = sorted(k for k in resolved if k != "output" and resolved[k] != manifest["recipe"].get(k))
+    # A run that was moved or is tested on other data is still the same run.
+    free = ("output", "evaluate")
+    changed = sorted(k for k in resolved if k not in free and resolved[k] != manifest["recipe"].get(k))
     if changed:
         raise UsageError(
             f"{run_dir} was made by another recipe (differs in: {', '.join(changed)}); "
@@ -157,23 +176,32 @@ def _stage_data(recipe: Recipe, stage: Stage, model: VLM) -> StageData:
     return StageData(samples, collate, recipe.seed)
 
 
-def _finish(
-    recipe: Recipe, model: VLM, manifest: dict[str, Any], accelerator: Accelerator, reporter: Reporter
-) -> TrainedRun:
-    """Save the whole model at the run's root, draw the curves, evaluate, and mark the run finished."""
-    run_dir = recipe.run_dir
-    if accelerator.is_main_process:
-        save_model(model, run_dir)
-        plot_metrics(run_dir / "metrics.jsonl", run_dir / "curves.png")
-    report = None
-    if recipe.evaluate is not None and accelerator.is_main_process:
-        samples = build_data(recipe.evaluate.data)
-        report = evaluate(model, samples, recipe.evaluate, reporter.working)
-        checkpoint.write_json(run_dir / "report.json", report)
-    if accelerator.is_main_process:
-        checkpoint.write_json(run_dir / checkpoint.MANIFEST, {**manifest, "finished": True, "report": report})
-    accelerator.wait_for_everyone()
-    return TrainedRun(run_dir, report)
+def _test_samples(recipe: Recipe) -> Sequence[Sample]:
+    """The samples of the evaluation; none without one."""
+    return build_data(recipe.evaluate.data) if recipe.evaluate is not None else ()
+
+
+def _save_run(model: VLM, run_dir: Path, manifest: dict[str, Any]) -> None:
+    """Save the whole model at the run's root, draw the curves, and mark the run finished."""
+    save_model(model, run_dir)
+    plot_metrics(run_dir / "metrics.jsonl", run_dir / "curves.png")
+    manifest["finished"] = True
+    checkpoint.write_json(run_dir / checkpoint.MANIFEST, manifest)
+
+
+def _evaluated(recipe: Recipe, model: VLM | None, manifest: dict[str, Any], reporter: Reporter) -> TrainedRun:
+    """A finished run with its report, which is made where the manifest holds none of this evaluation."""
+    run_dir, state = recipe.run_dir, PartialState()
+    wanted = recipe.model_dump(mode="json")["evaluate"]
+    stale = manifest["report"] is None or manifest["recipe"]["evaluate"] != wanted
+    if recipe.evaluate is not None and stale and state.is_main_process:
+        model = (model or VLM.from_pretrained(run_dir)).to(state.device)
+        manifest["report"] = evaluate(model, _test_samples(recipe), recipe.evaluate, reporter.working)
+        manifest["recipe"]["evaluate"] = wanted
+        checkpoint.write_json(run_dir / "report.json", manifest["report"])
+        checkpoint.write_json(run_dir / checkpoint.MANIFEST, manifest)
+    state.wait_for_everyone()
+    return TrainedRun(run_dir, manifest["report"])
 
 
 def save_model(model: VLM, run_dir: Path) -> None:

@@ -17,8 +17,7 @@ def open_engine(location: str | os.PathLike[str]) -> Engine:
 
     Args:
         location: A directory (embedded engine), `:memory:`, or `http(s)://host:port[/collection]`, whose API
-        key
-            is read from the environment variable QDRANT_API_KEY.
+            key is read from the environment variable QDRANT_API_KEY.
 
     Raises:
         RetrievalUsageError: A URL of a kind that is not in `ENGINES`.

@@ -1,4 +1,4 @@
-"""What the formats share: JSON rows with errors that name file and line, and the limit on samples."""
+"""What the formats share: JSON rows with errors that name file and line, paths in rows, the limit."""
 
 from __future__ import annotations
 
@@ -77,6 +77,25 @@ def folder(path: str | Path) -> Path:
     if not Path(path).is_dir():
         raise VlmkitError(f"{path} is not a folder; check the path")
     return Path(path)
+
+
+def file_below(root: Path, name: str, place: str, field: str) -> Path:
+    """The path that a row names, which must lie in its folder; links are followed.
+
+    Raises:
+        VlmkitError: It lies elsewhere, or is no path.
+    """
+    path = root / name
+    try:
+        inside = path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise VlmkitError(f"{place}, field {field!r}: {name!r} is no path ({error}); correct it") from None
+    if not inside:
+        raise VlmkitError(
+            f"{place}, field {field!r}: {name!r} leads out of {root}; "
+            "give a path relative to that folder, of a file in it"
+        )
+    return path
 
 
 def check_any(samples: Sequence[Any], where: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from vlmkit.data.formats import files
@@ -24,34 +24,39 @@ def image_captions(folder: str | Path, limit: int | None = None) -> Sequence[Sam
         limit: Use the first so many images.
 
     Raises:
-        VlmkitError: An image has no caption or an empty one, or a caption no image; names it.
+        VlmkitError: An image has no caption or an empty one, or a row of the table no image; names it.
     """
     files.check_limit(limit)
     root = files.folder(folder)
     paths = sorted(p for p in root.rglob("*") if p.is_file())
     images = [p for p in paths if p.suffix.lower() in SUFFIXES]
     files.check_any(images, str(root))
-    captions = _captions(root, paths)
+    captions = _captions(root, paths, set(images))
     return [_sample(root, image, captions) for image in images[:limit]]
 
 
-def _captions(root: Path, paths: Sequence[Path]) -> dict[Path, str]:
+def _captions(root: Path, paths: Sequence[Path], images: Collection[Path]) -> dict[Path, str]:
     """Captions by image, or for text files by the path without its suffix."""
     tables = [root / name for name in TABLES if root / name in paths]
     if len(tables) > 1:
         raise VlmkitError(f"{root} has both {' and '.join(TABLES)}; remove one")
     if tables:
-        return _table(root, tables[0])
+        return _table(root, tables[0], images)
     texts = [p for p in paths if p.suffix.lower() == ".txt"]
     return {p.with_suffix(""): _read(p) for p in texts}
 
 
-def _table(root: Path, table: Path) -> dict[Path, str]:
+def _table(root: Path, table: Path, images: Collection[Path]) -> dict[Path, str]:
     captions: dict[Path, str] = {}
     for place, row in files.read_rows(table):
-        image = root / files.text_field(row, "file_name", place)
+        image = files.file_below(root, files.text_field(row, "file_name", place), place, "file_name")
         if not image.is_file():
             raise VlmkitError(f"{place}, field 'file_name': {image} does not exist; add it or remove the row")
+        if image not in images:
+            raise VlmkitError(
+                f"{place}, field 'file_name': {image} is not among the images found in {root} "
+                f"(possible: {', '.join(sorted(SUFFIXES))}); convert it, or give its plain path"
+            )
         if image in captions:
             raise VlmkitError(f"{place}, field 'file_name': {image} has a caption already; remove one")
         captions[image] = files.text_field(row, "text", place)

@@ -10,11 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from vlmkit.data.formats.files import Row, check_any, check_limit, folder, read_rows, text_field
+from vlmkit.data.formats.files import Row, check_any, check_limit, file_below, folder, read_rows, text_field
 from vlmkit.data.sample import IMAGE, Message, Part, Sample
+from vlmkit.data.segments import DEFAULT_IMAGE_TOKEN
 from vlmkit.errors import VlmkitError
 
-PLACEHOLDER = "<image>"
 ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "system": "system",
     "human": "user",
@@ -29,7 +29,7 @@ def llava_json(path: str | Path, image_folder: str | Path, limit: int | None = N
 
     Args:
         path: The file; JSONL if its name ends so.
-        image_folder: What the image names are relative to.
+        image_folder: What the image names are relative to; no image lies outside it.
         limit: Use the first so many rows.
 
     Raises:
@@ -47,7 +47,7 @@ def _sample(place: str, row: Row, root: Path) -> Sample:
     if not isinstance(name, str | int):
         raise VlmkitError(f"{place}, field 'id': text or a number is needed, found {type(name).__name__}")
     place = f"{place} (id {str(name)!r})" if "id" in row else place
-    images = tuple(root / image for image in _images(row, place))
+    images = tuple(file_below(root, image, place, "image") for image in _images(row, place))
     turns = row.get("conversations")
     if not isinstance(turns, list) or not turns:
         raise VlmkitError(f"{place}, field 'conversations': a list of messages is needed, found {turns!r}")
@@ -55,8 +55,8 @@ def _sample(place: str, row: Row, root: Path) -> Sample:
     slots = sum(part is IMAGE for message in conversation for part in message.parts)
     if slots != len(images):
         raise VlmkitError(
-            f"{place}, field 'conversations': {slots} {PLACEHOLDER} placeholders for {len(images)} images; "
-            "write one for each image"
+            f"{place}, field 'conversations': {slots} {DEFAULT_IMAGE_TOKEN} placeholders for "
+            f"{len(images)} images; write one for each image"
         )
     return Sample(str(name), images, (conversation,))
 
@@ -88,6 +88,6 @@ def read_turn(turn: Any, place: str) -> Message:
 def split_slots(text: str) -> tuple[Part, ...]:
     """Text with an image slot for each `<image>`."""
     parts: list[Part] = []
-    for i, piece in enumerate(text.split(PLACEHOLDER)):
+    for i, piece in enumerate(text.split(DEFAULT_IMAGE_TOKEN)):
         parts += [IMAGE] * (i > 0) + [piece] * bool(piece)
     return tuple(parts)
