@@ -46,9 +46,7 @@ def _fill(folder: Path, file: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
-        # What is initialised after this must not depend on whether the cache was there.
-        with torch.random.fork_rng(devices=[]):
-            _convert(file, partial)
+        _convert(file, partial)
         partial.rename(folder)
     except OSError:
         # Another process was faster: its folder has the same content.
