@@ -1,6 +1,7 @@
 """What a training step gets, and how rows become tensors.
 
-Shapes: B rows, L tokens of the longest row, M most views of a row, H and W a view's pixels.
+Shapes: B rows, L tokens of the longest row, M most views of a row, H and W pixels of the highest and of the
+widest view.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlmkit.data.pack import PackedRow
+from vlmkit.encoders.batch import canvas_shape, place
 from vlmkit.encoders.spec import Pixels, VisionSpec
 
 IGNORED = -100
@@ -35,7 +37,7 @@ class Batch:
         weights_BL: float32 loss weights.
         positions_BL: int64, position of a token in its own conversation.
         branches_BL: int64, 0 prefix, k >= 1 the k-th conversation of a packed row, -1 padding.
-        pixel_values: float32 (B, M, 3, H, W), normalised.
+        pixel_values: float32 (B, M, 3, H, W), normalised; smaller views at the top left, zeros beside them.
         view_images: int64 (B, M), index of the view's image in its row, -1 padding.
         view_grids: int64 (B, M, 2), rows and columns of patches, 0 on padding.
     """
@@ -95,14 +97,14 @@ def image_tensors(rows: Sequence[RowViews]) -> dict[str, Tensor]:
     most = max(len(row.pixels) for row in rows)
     if not most:
         return {}
-    shape = next(row.pixels[0].shape for row in rows if row.pixels)
+    shape = canvas_shape(picture for row in rows for picture in row.pixels)
     pixels = np.zeros((len(rows), most, *shape), np.float32)
     images = np.full((len(rows), most), PADDING, np.int64)
     grids = np.zeros((len(rows), most, 2), np.int64)
     for b, row in enumerate(rows):
         for m, (picture, image, grid) in enumerate(zip(row.pixels, row.images, row.grids)):
-            assert picture.shape == shape, "views of a batch have one size"
-            pixels[b, m], images[b, m], grids[b, m] = picture, image, grid
+            place(picture, pixels[b, m])
+            images[b, m], grids[b, m] = image, grid
     return {
         "pixel_values": torch.from_numpy(pixels),
         "view_images": torch.from_numpy(images),

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 ENCODERS: dict[str, str] = {
     "clip": "vlmkit.encoders.clip:CLIPEncoder",
+    "dinov2": "vlmkit.encoders.dinov2:DINOv2Encoder",
+    "siglip": "vlmkit.encoders.siglip:SigLIPEncoder",
+    "siglip2_naflex": "vlmkit.encoders.siglip2_naflex:NaFlexEncoder",
     "vit": "vlmkit.encoders.vit:ViT",
 }
 

@@ -5,7 +5,7 @@ Shapes: I views, B images, P prefix + patches, T patches of all views, V width, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vlmkit.encoders.spec import VisionSpec
+from vlmkit.encoders.spec import Pixels, VisionSpec
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class PixelBatch:
     """Views of a batch of images, in order of their image.
 
     Attributes:
-        pixels_ICHW: Normalised pixels of the views.
+        pixels_ICHW: Normalised pixels of the views; smaller views at the top left, zeros beside them.
         grids_I2: Rows and columns of patches of each view (int64, on the CPU).
         image_of_view_I: Index of the image each view belongs to (int64, on the CPU).
     """
@@ -44,7 +44,21 @@ def pixel_batch(spec: VisionSpec, images: Sequence[Image.Image]) -> PixelBatch:
         views = spec.views(image.size)
         grids += [(v.rows, v.cols) for v in views]
         owners += [i] * len(views)
-    return PixelBatch(torch.from_numpy(np.stack(pixels)), torch.tensor(grids), torch.tensor(owners))
+    canvas_ICHW = np.zeros((len(pixels), *canvas_shape(pixels)), np.float32)
+    for canvas, picture in zip(canvas_ICHW, pixels, strict=True):
+        place(picture, canvas)
+    return PixelBatch(torch.from_numpy(canvas_ICHW), torch.tensor(grids), torch.tensor(owners))
+
+
+def canvas_shape(pixels: Iterable[Pixels]) -> tuple[int, int, int]:
+    """(3, H, W) into which each of at least one view fits."""
+    _, heights, widths = zip(*(picture.shape for picture in pixels), strict=True)
+    return 3, max(heights), max(widths)
+
+
+def place(picture: Pixels, canvas_CHW: Pixels) -> None:
+    """Write a view to the top left of its canvas."""
+    canvas_CHW[:, : picture.shape[1], : picture.shape[2]] = picture
 
 
 def first_patches(hidden_IPV: Tensor, prefix_tokens: int) -> Tensor:

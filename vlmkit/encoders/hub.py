@@ -91,6 +91,7 @@ def _readable(reference: str) -> Iterator[None]:
     """What transformers raises for a checkpoint that is not there, as one line."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
+        # A tokenizer or model may need a package of its own, such as sentencepiece.
         reason = str(error).strip().partition("\n")[0]
         raise VlmkitError(f"weights {reference!r} cannot be read: {reason}") from error

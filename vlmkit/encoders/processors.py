@@ -50,6 +50,35 @@ def stated_layout(stored: Mapping[str, Any], side: int) -> str:
     )
 
 
+def stated_crop(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """`layout`, `image_size` and `shortest_edge` of a processor that decides them, as DINOv2's does.
+
+    Raises:
+        UsageError: It does neither crop the centre square nor resize to a square.
+    """
+    size, crop = stored.get("size"), stored.get("crop_size")
+    side = (crop if stored.get("do_center_crop", True) and crop else size or {}).get("height")
+    if (
+        side
+        and crop == {"height": side, "width": side}
+        and isinstance(size, dict)
+        and "shortest_edge" in size
+    ):
+        return {"layout": "crop", "image_size": side, "shortest_edge": size["shortest_edge"]}
+    return {"layout": stated_layout(stored, side or 0), "image_size": side}
+
+
+def stated_budget(stored: Mapping[str, Any], patch: int) -> dict[str, Any]:
+    """`max_num_patches`, if it is stored.
+
+    Raises:
+        UsageError: The processor cuts other patches than the encoder.
+    """
+    if stored.get("patch_size", patch) != patch:
+        raise UsageError(f"the image processor has patch_size={stored['patch_size']}, the encoder {patch}")
+    return {"max_num_patches": stored["max_num_patches"]} if "max_num_patches" in stored else {}
+
+
 def _resample(stored: Mapping[str, Any]) -> str | None:
     number = stored.get("resample")
     names = {int(value): name for name, value in RESAMPLES.items()}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlmkit.errors import UsageError, unknown_name
-from vlmkit.layouts import LAYOUTS, View
+from vlmkit.layouts import LAYOUTS, Frame, View
 
 Pixels = NDArray[np.float32]
 Resample = Literal["bilinear", "bicubic", "lanczos"]
@@ -31,7 +31,8 @@ class VisionSpec:
     """Stated, never guessed.
 
     Attributes:
-        image_size: Side of the square that a view is brought to, in pixels.
+        image_size: Side of the square that a view is brought to, in pixels; with layout `native` the side of
+            the view of a square image.
         patch_size: Side of the square of pixels behind one patch token (a stem's total stride).
         width: Width of the patch tokens.
         prefix_tokens: Tokens in front of the patches (CLS, registers) that are dropped.
@@ -40,6 +41,8 @@ class VisionSpec:
         layout: How an image becomes views, a name from `LAYOUTS`.
         resample: Interpolation, a name from `RESAMPLES`.
         embed_dim: Width of the retrieval space; 0 if there is none.
+        shortest_edge: What layout `crop` brings the shorter edge to; 0 for `image_size`.
+        max_patches: Most patches of a view of layout `native`.
     """
 
     image_size: int
@@ -52,25 +55,43 @@ class VisionSpec:
     layout: str = "square"
     resample: Resample = "bicubic"
     embed_dim: int = 0
+    shortest_edge: int = 0
+    max_patches: int = 0
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise unknown_name("layout", self.layout, LAYOUTS)
         if self.resample not in RESAMPLES:
             raise unknown_name("resample", self.resample, RESAMPLES)
+        if self.layout == "native" and self.max_patches < 1:
+            raise UsageError(
+                f"layout 'native' needs max_patches of 1 or more, found {self.max_patches}; "
+                "encoders with such a budget: siglip2_naflex"
+            )
+        if 0 < self.shortest_edge < self.image_size:
+            raise UsageError(
+                f"shortest_edge {self.shortest_edge} is smaller than image_size {self.image_size}; "
+                "give 0, or image_size or more"
+            )
+
+    @property
+    def frame(self) -> Frame:
+        """What layouts need to know."""
+        edge = self.shortest_edge or self.image_size
+        return Frame(self.image_size, self.patch_size, edge, self.max_patches)
 
     def views(self, image_size: tuple[int, int]) -> tuple[View, ...]:
         """The views of an image of (width, height) pixels, each a grid of patches.
 
         A pure function of sizes: no pixels are needed.
         """
-        return LAYOUTS[self.layout].views(image_size, self.image_size, self.patch_size)
+        return LAYOUTS[self.layout].views(image_size, self.frame)
 
     def preprocess(self, image: Image.Image) -> list[Pixels]:
         """One float32 array of shape (3, height, width), normalised, for each of `views(image.size)`."""
         fill = tuple(int(m * 255) for m in self.mean)
         resample = RESAMPLES[self.resample]
-        pictures = LAYOUTS[self.layout].pictures(to_rgb(image), self.image_size, resample, fill)
+        pictures = LAYOUTS[self.layout].pictures(to_rgb(image), self.frame, resample, fill)
         return [self._normalise(p) for p in pictures]
 
     def _normalise(self, picture: Image.Image) -> Pixels:

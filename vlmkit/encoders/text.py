@@ -44,20 +44,25 @@ class TextTower(Protocol):
 
 
 def load_text_tower(reference: str) -> TextTower:
-    """Load a tower by weights reference: CLIP's own text half, or a sentence encoder with mean pooling.
+    """Load a tower by reference: CLIP's or SigLIP's text half, or a sentence encoder with mean pooling.
 
     Raises:
         VlmkitError: The reference cannot be resolved or read.
     """
-    if read_config(reference).model_type == "clip":
+    model_type = read_config(reference).model_type
+    if model_type == "clip":
         from vlmkit.encoders.clip_text import CLIPTextTower
 
         return CLIPTextTower(reference)
+    if model_type in ("siglip", "siglip2"):
+        from vlmkit.encoders.siglip_text import SigLIPTextTower
+
+        return SigLIPTextTower(reference)
     return SentenceTower(reference)
 
 
 class FrozenTower(ABC):
-    """A `TextTower` over a `transformers` model and its fast tokenizer.
+    """A `TextTower` over a `transformers` model and its tokenizer.
 
     Each text is embedded once: vectors are kept by text, so a training stage over a few hundred captions runs
     the tower a few hundred times.
@@ -99,15 +104,16 @@ class FrozenTower(ABC):
             self._known.update(zip(chunk, self._embed(chunk), strict=True))
         return torch.stack([self._known[t] for t in texts]) if texts else torch.empty(0, self.embed_dim)
 
-    def _tokens(self, texts: list[str]) -> Any:
+    def _tokens(self, texts: list[str], padding: bool | str = True) -> Any:
         """Padded model inputs (N, L)."""
-        tokens = self._tokenizer(
-            texts, padding=True, truncation=True, max_length=self._limit, return_tensors="pt"
-        )
-        cut = sum(bool(encoding.overflowing) for encoding in tokens.encodings)
+        # Not every tokenizer reports what it cut off.
+        uncut = self._tokenizer(texts, verbose=False)["input_ids"]
+        cut = sum(len(ids) > self._limit for ids in uncut)
         if cut:
             logger.warning("%d of %d texts have over %d tokens and were cut", cut, len(texts), self._limit)
-        return tokens
+        return self._tokenizer(
+            texts, padding=padding, truncation=True, max_length=self._limit, return_tensors="pt"
+        )
 
 
 class SentenceTower(FrozenTower):
