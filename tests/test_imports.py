@@ -18,8 +18,8 @@ SOURCES = {
 # `checkpoint` knows tensors by name and no model, so encoders may read their part of a run through it.
 FLOORS = [
     {"cli", "__main__", "quickstart"},
-    {"train", "evaluate", "quantize", "embedders"},
-    {"assemble"},
+    {"train", "evaluate", "embedders"},
+    {"assemble", "init_from", "quantize", "tiny"},
     {"vlm", "processor", "inference", "config"},
     {"data", "objectives", "recipe"},
     {"encoders", "llm"},

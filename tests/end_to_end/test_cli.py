@@ -24,7 +24,7 @@ def options(verb):
 
 
 SURFACE = {
-    "train": {"recipe", "overrides", "--resume", "--debug"},
+    "train": {"recipe", "overrides", "--resume", "--tiny", "--debug"},
     "plan": {"recipe", "overrides", "--debug"},
     "list": {"what", "--debug"},
     "ask": {"model", "image", "question", "--stream", "--json", "--quantize", "--max-new-tokens", "--debug"},

@@ -12,6 +12,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on with the run if it is there, else start it"
     )
+    parser.add_argument(
+        "--tiny", action="store_true", help="try the recipe in seconds: tiny random parts, bundled data, 2 steps"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -21,8 +24,12 @@ def run(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe, args.overrides, check_blocks)
     from vlmkit.cli.console import TrainConsole
+    from vlmkit.tiny import tiny_runs
     from vlmkit.train.run import train
 
+    *before, last = tiny_runs(recipe) if args.tiny else [recipe]
     with TrainConsole() as console:
-        console.summary(train(recipe, args.resume, console))
+        for source in before:
+            train(source, True, console)
+        console.summary(train(last, args.resume, console))
     return 0

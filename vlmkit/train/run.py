@@ -20,6 +20,7 @@ from vlmkit.data.prompts import PROMPTS
 from vlmkit.errors import UsageError
 from vlmkit.evaluate import evaluate
 from vlmkit.objectives import OBJECTIVES, objective_weights
+from vlmkit.quantize import dequantize
 from vlmkit.recipe import Recipe, Stage
 from vlmkit.train.loop import StageData, StageRun, run_stage
 from vlmkit.train.metrics import MetricsFile, Reporter, Silent, plot_metrics
@@ -163,13 +164,15 @@ def _finish(
 ) -> TrainedRun:
     """Save the whole model at the run's root, draw the curves, evaluate, and mark the run finished."""
     run_dir = recipe.run_dir
+    if recipe.model.llm.quantize is not None:
+        dequantize(model)
     if accelerator.is_main_process:
         save_model(model, run_dir)
         plot_metrics(run_dir / "metrics.jsonl", run_dir / "curves.png")
     report = None
     if recipe.evaluate is not None and accelerator.is_main_process:
         samples = build_data(recipe.evaluate.data)
-        report = evaluate(model, samples, recipe.evaluate, reporter.working)
+        report = evaluate(model.to(accelerator.device), samples, recipe.evaluate, reporter.working)
         checkpoint.write_json(run_dir / "report.json", report)
     if accelerator.is_main_process:
         checkpoint.write_json(run_dir / checkpoint.MANIFEST, {**manifest, "finished": True, "report": report})
