@@ -1,6 +1,6 @@
-"""`--tiny`: a recipe with the same parts at tiny random size, a bundled sample as data, and two steps a stage.
+"""`--tiny`: a recipe with the same parts at tiny random size, a bundled sample for data, two steps a stage.
 
-It shows in seconds, on any machine and without a download, that a recipe runs from its first stage to its last.
+It shows in seconds, on any machine and without a download, that a recipe runs from its start to its end.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ LANGUAGE = {
 def tiny_runs(recipe: Recipe) -> list[Recipe]:
     """The recipe in tiny, after those whose runs it starts from.
 
-    What `init_from` names is run in tiny first if it is a bundled recipe; any other model is left out, and the
-    tiny parts start at random.
+    What `init_from` names is run in tiny first if it is a bundled recipe; any other model is left out, and
+    the tiny parts start at random.
 
     Raises:
         UsageError: There is no tiny twin of a part.

@@ -25,7 +25,7 @@ def options(verb):
 
 SURFACE = {
     "train": {"recipe", "overrides", "--resume", "--tiny", "--debug"},
-    "plan": {"recipe", "overrides", "--debug"},
+    "plan": {"recipe", "overrides", "--fetch", "--debug"},
     "list": {"what", "--debug"},
     "ask": {"model", "image", "question", "--stream", "--json", "--quantize", "--max-new-tokens", "--debug"},
     "index": {"action", "index", "paths", "--encoder", "--allow-empty", "--json", "target", "--debug"},

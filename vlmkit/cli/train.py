@@ -13,7 +13,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on with the run if it is there, else start it"
     )
     parser.add_argument(
-        "--tiny", action="store_true", help="try the recipe in seconds: tiny random parts, bundled data, 2 steps"
+        "--tiny",
+        action="store_true",
+        help="try the recipe in seconds: tiny random parts, a bundled sample",
     )
 
 
