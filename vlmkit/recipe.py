@@ -131,6 +131,7 @@ class Stage(Frozen):
         clip: Largest norm of the gradient.
         betas: AdamW's.
         pack: `prefix` puts all conversations of a sample behind one copy of its images.
+        group: `modality_length`: batches of one modality (images, or text alone) and similar length.
         prompt: Prompt format of this stage; the model's by default.
         eos_weight: Loss weight of the end token of an answer.
         hflip: Probability that an image is mirrored.
@@ -153,6 +154,7 @@ class Stage(Frozen):
     clip: float = Field(1.0, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     pack: Literal["none", "prefix"] = "none"
+    group: Literal["none", "modality_length"] = "none"
     prompt: str | None = None
     eos_weight: float = Field(1.0, ge=0)
     hflip: float = Field(0.0, ge=0, le=1)

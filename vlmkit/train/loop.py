@@ -26,6 +26,7 @@ from vlmkit.data.collate import Collator
 from vlmkit.data.sample import Sample
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.recipe import Stage
+from vlmkit.train.grouping import GroupedOrder, rough_length
 from vlmkit.train.metrics import MetricsFile, Reporter
 from vlmkit.train.module import StageModule, batch_weight
 from vlmkit.train.schedule import Order, lr_factor, total_steps
@@ -66,7 +67,7 @@ class Steps(Dataset[list[Batch]]):
         self.data = data
         self.rank = rank
         self.world = world
-        self.order = Order(len(data.samples), data.seed)
+        self.order = _order(stage, data)
 
     def __getitem__(self, step: int) -> list[Batch]:
         size = self.stage.batch_size
@@ -74,6 +75,13 @@ class Steps(Dataset[list[Batch]]):
         keyed = [(self.data.samples[number], epoch) for epoch, number in stream]
         micro = self.stage.micro_batch_size or len(keyed)
         return [self.data.collate(keyed[i : i + micro]) for i in range(0, len(keyed), micro)]
+
+
+def _order(stage: Stage, data: StageData) -> Order:
+    """The stage's data order; grouping reads every sample's text once."""
+    if stage.group == "modality_length":
+        return GroupedOrder(map(rough_length, data.samples), stage.batch_size, data.seed)
+    return Order(len(data.samples), data.seed)
 
 
 @dataclass

@@ -40,13 +40,23 @@ class Order:
         self.samples = samples
         self.seed = seed
         self._epoch = -1
-        self._shuffled: list[int] = []
+        self._order: list[int] = []
 
     def __getitem__(self, position: int) -> tuple[int, int]:
         """(epoch, sample number) at a position of the stream."""
         epoch, place = divmod(position, self.samples)
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._shuffled = torch.randperm(self.samples, generator=generator).tolist()
+            self._order = self.shuffled(epoch)
             self._epoch = epoch
-        return epoch, self._shuffled[place]
+        return epoch, self._order[place]
+
+    def shuffled(self, epoch: int) -> list[int]:
+        """The samples of an epoch in order."""
+        return permutation(self.samples, self.seed, epoch)
+
+
+def permutation(count: int, seed: int, epoch: int) -> list[int]:
+    """The numbers below `count`, shuffled for this epoch."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order: list[int] = torch.randperm(count, generator=generator).tolist()
+    return order

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from vlmkit.data.formats.easy_vqa import easy_vqa, question_type
+from vlmkit.data.formats.hf_dataset import hf_dataset
 from vlmkit.data.formats.image_captions import image_captions
 from vlmkit.data.formats.llava_json import llava_json
 from vlmkit.data.sample import Sample
 
 DATA_FORMATS: dict[str, Callable[..., Sequence[Sample]]] = {
     "easy_vqa": easy_vqa,
+    "hf_dataset": hf_dataset,
     "image_captions": image_captions,
     "llava_json": llava_json,
 }

@@ -51,7 +51,7 @@ def _sample(place: str, row: Row, root: Path) -> Sample:
     turns = row.get("conversations")
     if not isinstance(turns, list) or not turns:
         raise VlmkitError(f"{place}, field 'conversations': a list of messages is needed, found {turns!r}")
-    conversation = tuple(_message(turn, f"{place}, conversations[{i}]") for i, turn in enumerate(turns))
+    conversation = tuple(read_turn(turn, f"{place}, conversations[{i}]") for i, turn in enumerate(turns))
     slots = sum(part is IMAGE for message in conversation for part in message.parts)
     if slots != len(images):
         raise VlmkitError(
@@ -69,7 +69,12 @@ def _images(row: Row, place: str) -> list[str]:
     return images
 
 
-def _message(turn: Any, place: str) -> Message:
+def read_turn(turn: Any, place: str) -> Message:
+    """A message of `from` and `value`.
+
+    Raises:
+        VlmkitError: It is none, or the speaker is unknown; names the place.
+    """
     if not isinstance(turn, dict):
         raise VlmkitError(
             f"{place}: an object with 'from' and 'value' is needed, found {type(turn).__name__}"
@@ -77,10 +82,11 @@ def _message(turn: Any, place: str) -> Message:
     speaker = text_field(turn, "from", place)
     if speaker not in ROLES:
         raise VlmkitError(f"{place}, field 'from': unknown {speaker!r} (known: {', '.join(sorted(ROLES))})")
-    return Message(ROLES[speaker], _parts(text_field(turn, "value", place)))
+    return Message(ROLES[speaker], split_slots(text_field(turn, "value", place)))
 
 
-def _parts(text: str) -> tuple[Part, ...]:
+def split_slots(text: str) -> tuple[Part, ...]:
+    """Text with an image slot for each `<image>`."""
     parts: list[Part] = []
     for i, piece in enumerate(text.split(PLACEHOLDER)):
         parts += [IMAGE] * (i > 0) + [piece] * bool(piece)

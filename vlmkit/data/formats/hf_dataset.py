@@ -1,0 +1,155 @@
+"""Hugging Face data sets through the package `datasets`: saved folders, parquet and JSON files, hub ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from vlmkit.data.formats.files import check_any, check_limit
+from vlmkit.data.formats.hf_rows import Columns, read_sample
+from vlmkit.data.sample import Sample
+from vlmkit.errors import MissingExtraError, UsageError, VlmkitError, unknown_name
+
+TEXT_COLUMNS = ("messages", "conversations", "texts")
+FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+
+
+def hf_dataset(
+    path: str,
+    split: str = "train",
+    name: str | None = None,
+    streaming: bool = False,
+    images: str | None = "images",
+    text: str | None = None,
+    image_folder: str = "",
+    limit: int | None = None,
+) -> Sequence[Sample]:
+    """Read a data set of conversations about images; see `hf_rows` for the forms that are known.
+
+    A row is read when its sample is asked for, from a memory-mapped table, and its images are not decoded:
+    the memory needed does not grow with the data set. So a malformed row is an error when it is reached; only
+    the first one is looked at here. An image may have been put in as a PIL image (which `datasets` stores
+    encoded), as a dictionary with `bytes` or `path`, or as a path.
+
+    Streaming downloads no more than it reads, and needs a `limit`: the order of training is a shuffle of all
+    samples that a resumed run can find again, which an endless stream does not have. The first `limit` rows
+    are read at once and stay in memory, images encoded.
+
+    Args:
+        path: A folder of `save_to_disk`, one with parquet, JSON or image files, one such file, or a hub id.
+        split: Which part; a single file is the split that it is asked for.
+        name: Configuration of a data set that has several.
+        streaming: Read the first `limit` rows without the rest.
+        images: Column of the images, one or a list a row; null for text only.
+        text: Column of the conversation; by default `messages`, `conversations` or `texts`.
+        image_folder: What image paths are relative to.
+        limit: Use the first so many rows.
+
+    Raises:
+        MissingExtraError: The package datasets is not installed.
+        UsageError: Streaming without a limit; no such split or column.
+        VlmkitError: There is no such data set, or the first row is malformed.
+    """
+    check_limit(limit)
+    if streaming and limit is None:
+        raise UsageError(
+            f"{path}: streaming needs a limit, as shuffling and resuming need a length; set limit: N, "
+            "or streaming: false"
+        )
+    rows = _load(path, split, name, streaming)
+    if streaming:
+        rows = list(rows.take(limit))
+    elif limit is not None and limit < len(rows):
+        rows = rows.select(range(limit))
+    check_any(rows, f"{path} ({split})")
+    columns = Columns(_text_column(rows[0].column_names, text, path), images, Path(image_folder))
+    if images is not None and images not in rows[0].column_names:
+        raise unknown_name(f"column of {path} (images: null is for text only)", images, rows[0].column_names)
+    samples = HfSamples(rows, columns, f"{path} {split}")
+    _ = samples[0]
+    return samples
+
+
+class HfSamples(Sequence[Sample]):
+    """Samples made of table rows when they are asked for.
+
+    Args:
+        rows: Each item a one-row `pyarrow.Table`.
+        columns: Where a sample is in a row.
+        origin: Names the data set in errors.
+    """
+
+    def __init__(self, rows: Any, columns: Columns, origin: str) -> None:
+        self.rows = rows
+        self.columns = columns
+        self.origin = origin
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        number = range(len(self))[index]
+        row = self.rows[number].to_pylist()[0]
+        return read_sample(row, f"{self.origin} row {number}", self.columns)
+
+
+def _load(path: str, split: str, name: str | None, streaming: bool) -> Any:
+    """The rows in arrow form, which decodes no image."""
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtraError("datasets", "train") from None
+    place = Path(path).expanduser()
+    if path.startswith((".", "/", "~")) and not place.exists():
+        raise VlmkitError(f"{path} does not exist; give a folder, a file or a hub id")
+    try:
+        if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
+            rows = _saved(datasets.load_from_disk(str(place)), path, split)
+            # A saved table is mapped into memory, which is what streaming is for.
+            return rows.to_iterable_dataset().with_format("arrow") if streaming else rows.with_format("arrow")
+        kind, files = str(place) if place.is_dir() else path, None
+        if place.is_file():
+            if place.suffix not in FILES:
+                raise unknown_name("kind of data file", place.suffix, FILES)
+            kind, files = FILES[place.suffix], {split: str(place)}
+        rows = datasets.load_dataset(kind, name, data_files=files, split=split, streaming=streaming)
+    except VlmkitError:
+        raise
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise VlmkitError(f"data set {path!r}, split {split!r} cannot be loaded: {reason}") from error
+    return rows.with_format("arrow")
+
+
+def _saved(saved: Any, path: str, split: str) -> Any:
+    """The split of a folder that `save_to_disk` wrote: of one table, or of several."""
+    if isinstance(saved, dict):
+        if split not in saved:
+            raise unknown_name(f"split of {path}", split, saved)
+        return saved[split]
+    if saved.split is not None and str(saved.split) != split:
+        raise unknown_name(f"split of {path}", split, [str(saved.split)])
+    return saved
+
+
+def _text_column(columns: Sequence[str], wanted: str | None, path: str) -> str:
+    if wanted is not None:
+        if wanted not in columns:
+            raise unknown_name(f"column of {path}", wanted, columns)
+        return wanted
+    found = [column for column in TEXT_COLUMNS if column in columns]
+    if len(found) != 1:
+        raise UsageError(
+            f"{path} has {' and '.join(found) or 'none'} of the columns {', '.join(TEXT_COLUMNS)} "
+            f"(it has: {', '.join(columns)}); name the one to read with text: COLUMN"
+        )
+    return found[0]
