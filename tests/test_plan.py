@@ -13,7 +13,7 @@ from vlmkit.plan_memory import FOUR_BITS, Memory, estimate
 from vlmkit.recipe import load_recipe
 from vlmkit.train.stage import apply_stage
 
-# CLIP ViT-L/14-336's vision tower and its projection to 768 numbers; Llama 2 of 7B, and a row for the placeholder.
+# CLIP ViT-L/14-336's vision tower and its projection; Llama 2 of 7B, and two rows for the placeholder.
 CLIP_L_336 = 303_507_456 + 1024 * 768
 VICUNA_7B = 6_738_415_616 + 2 * 4096
 PROJECTOR = (1024 + 1) * 4096 + (4096 + 1) * 4096
@@ -43,6 +43,16 @@ def test_llava_is_counted_without_a_download():
     assert (m.gradients, m.optimizer) == (4 * PROJECTOR, 8 * PROJECTOR)
     # 8 rows of 2048 tokens: 32 blocks' inputs and one block's inside in bfloat16, and the logits.
     assert m.activations == 8 * 2048 * (2 * ((32 + 17) * 4096 + 32001) + 8 * 32001)
+
+
+def test_quickstart_is_counted_exactly():
+    """By hand: two linear layers; two blocks, a norm, and 33 words of 128 numbers."""
+    contrastive, vqa = make_plan(load_recipe("quickstart")).stages
+    connector = (64 + 1) * 128 + (128 + 1) * 128
+    llm = 2 * (4 * 128**2 + 3 * 128 * 512 + 2 * 128) + 128 + 33 * 128
+    assert counts(vqa) == {"encoder": (152_464,) * 2, "connector": (connector,) * 2, "llm": (llm,) * 2}
+    assert counts(contrastive)["llm"] == (llm, 0)
+    assert [(s.samples, s.steps) for s in (contrastive, vqa)] == [(4000, 200), (4000, 400)]
 
 
 def test_four_bits_take_half_a_byte():

@@ -13,9 +13,11 @@ from transformers import AutoConfig, AutoTokenizer
 from vlmkit.assemble import build_data, training_texts
 from vlmkit.config import VLMConfig
 from vlmkit.encoders import encoder_class
+from vlmkit.encoders.hub import load_pretrained
 from vlmkit.encoders.known import KNOWN
 from vlmkit.errors import MissingExtraError, VlmkitError
 from vlmkit.init_from import adopt, find_saved
+from vlmkit.llm import gguf
 from vlmkit.llm.known import KNOWN_LLMS
 from vlmkit.llm.words import build_words_tokenizer
 from vlmkit.plan_memory import Memory, estimate
@@ -96,7 +98,7 @@ def _refuse_fetching(recipe: Recipe) -> None:
 
 
 def _is_remote(reference: str) -> bool:
-    return not reference.startswith(PYPI) and not Path(reference).expanduser().is_dir()
+    return not reference.startswith(PYPI) and not Path(reference).expanduser().exists()
 
 
 def _config(recipe: Recipe, notes: list[str]) -> VLMConfig:
@@ -129,7 +131,8 @@ def _text_config(recipe: Recipe, notes: list[str]) -> Any:
         config, tokens = AutoConfig.for_model(known.family, **known.config), known.tokens
     else:
         path = resolve_weights(stated.weights)
-        config, tokens = AutoConfig.from_pretrained(path), len(AutoTokenizer.from_pretrained(path))
+        folder = str(gguf.converted(Path(path))) if path.endswith(gguf.SUFFIX) else path
+        config, tokens = load_pretrained(AutoConfig, folder), len(load_pretrained(AutoTokenizer, folder))
     config.vocab_size = max(config.vocab_size, tokens + 1)
     return config
 

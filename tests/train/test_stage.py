@@ -84,3 +84,26 @@ def test_a_stage_that_trains_nothing_is_refused(tiny_vlm, make_stage):
     model.connector.layers = nn.Sequential()
     with pytest.raises(UsageError, match="'only' trains no parameter"):
         apply_stage(model, make_stage(train={"connector": {"lr": 1}}))
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 2}])
+def test_activations_that_are_computed_twice_give_the_same_gradients(
+    tiny_vlm, make_stage, samples, run_steps, monkeypatch, lora
+):
+    calls = []
+    model = tiny_vlm()
+    layer = type(model.language_model.model.layers[0].mlp)
+    plain = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda self, x: calls.append(1) or plain(self, x))
+    found = {}
+    for twice in (False, True):
+        model = tiny_vlm()
+        torch.manual_seed(0)
+        calls.clear()
+        parts = {"connector": {"lr": 1e-2}, "llm": {"lr": 1e-2, "lora": lora}}
+        stage = make_stage(train=parts, steps=2, batch_size=4, gradient_checkpointing=twice)
+        rows = run_steps(model, stage, samples)[-2:]
+        found[twice] = [(row["loss"], row["grad_norm"]) for row in rows]
+        assert len(calls) == 2 * 2 * (1 + twice)
+        finish_stage(model)
+    assert found[True] == found[False]
