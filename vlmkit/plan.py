@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,7 @@ def make_plan(recipe: Recipe, fetch: bool = False) -> Plan:
 
 
 def _refuse_fetching(recipe: Recipe) -> None:
+    named: list[tuple[Any, Mapping[str, object]]]
     named = [(block.options.get("weights"), KNOWN) for block in recipe.model.encoders]
     named += [(recipe.model.llm.weights, KNOWN_LLMS)]
     remote = [str(w) for w, known in named if w is not None and w not in known and _is_remote(str(w))]
@@ -105,7 +106,7 @@ def _config(recipe: Recipe, notes: list[str]) -> VLMConfig:
     """The model's configuration: of the one that `init_from` names if it is here, else of the parts."""
     saved = recipe.init_from
     if saved is not None and Path(saved).is_dir():
-        config = VLMConfig.from_pretrained(find_saved(saved))
+        config: VLMConfig = VLMConfig.from_pretrained(find_saved(saved))
         adopt(config, saved, recipe.model)
         return config
     if saved is not None and saved not in bundled_recipes():

@@ -129,9 +129,10 @@ def _part(part: Part) -> Part:
 def _data(stage: Stage, prompt: str) -> Block:
     """The bundled sample: with captions for an objective that needs them, else as conversations."""
     if any(OBJECTIVES[name].captions for name in objective_weights(stage.objective)):
-        return Block(type="image_captions", folder=str(SAMPLE))
+        return Block.model_validate({"type": "image_captions", "folder": str(SAMPLE)})
     rows = {"limit": PLAIN_ROWS} if prompt == "plain" else {}
-    return Block(type="llava_json", path=str(SAMPLE / "rows.json"), image_folder=str(SAMPLE), **rows)
+    files = {"path": str(SAMPLE / "rows.json"), "image_folder": str(SAMPLE)}
+    return Block.model_validate({"type": "llava_json", **files, **rows})
 
 
 def _evaluate(evaluate: Evaluate, last: Stage) -> Evaluate:
