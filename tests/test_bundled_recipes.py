@@ -23,7 +23,7 @@ def test_it_runs_tiny(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     began = time.process_time()
     assert main(["train", name, "--tiny"]) == 0
-    assert time.process_time() - began < 60
+    assert time.process_time() - began < 15
     run = tmp_path / f"runs/{load_recipe(name).name}_tiny"
     stated = load_recipe(name)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
