@@ -11,11 +11,15 @@ from vlmkit.recipe import Block, Evaluate, Recipe, load_recipe
 from vlmkit.recipe_files import bundled_recipes
 from vlmkit.weights import resolve_weights
 
+VIT2 = {"type": "vit", "image_size": 16, "patch_size": 4, "width": 16, "depth": 2, "heads": 2}
 VIT = {"type": "vit", "image_size": 16, "patch_size": 4, "width": 16, "depth": 1, "heads": 2}
 
 
-@pytest.mark.parametrize("name", bundled_recipes())
-def test_every_bundled_recipe_assembles(name):
+FROM_SCRATCH = [name for name in bundled_recipes() if load_recipe(name).model.llm.weights is None]
+
+
+@pytest.mark.parametrize("name", FROM_SCRATCH)
+def test_every_bundled_recipe_from_scratch_assembles_at_its_size(name):
     recipe = load_recipe(name, check=check_blocks)
     model = assemble(recipe)
     check_fit(recipe, model)
@@ -74,6 +78,45 @@ class TestInitFrom:
     def test_another_model_than_the_recipe_states_is_refused(self, tiny_recipe, saved, change, says):
         with pytest.raises(UsageError, match=says):
             assemble(tiny_recipe(init_from=saved[1], **change))
+
+    def test_the_layout_is_the_recipes_and_all_else_the_saved_models(self, tiny_recipe, saved, noise):
+        model = assemble(tiny_recipe(init_from=saved[1], encoder={**VIT2, "layout": "pad"}))
+        assert model.spec.layout == model.processor.spec.layout == "pad" != saved[0].spec.layout
+        assert model.config.encoders[0]["layout"] == "pad"
+        wide = noise(1, (32, 16))
+        ours, theirs = (m.spec.preprocess(wide)[0] for m in (model, saved[0]))
+        assert ours.shape == theirs.shape and (ours != theirs).any()
+        assert all(torch.equal(p, saved[0].state_dict()[name]) for name, p in model.state_dict().items())
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            (
+                {"encoder": {**VIT2, "layer": -2}},
+                "has the encoder layer -1, the recipe states -2; only",
+            ),
+            ({"encoder": {**VIT2, "depth": 1}}, "has the encoder depth 2, the recipe states 1"),
+            ({"llm": "qwen2"}, "has the language model llama, the recipe states qwen2"),
+            ({}, None),
+        ],
+    )
+    def test_what_tensors_depend_on_may_not_change(self, tiny_recipe, saved, change, says):
+        recipe = tiny_recipe(init_from=saved[1], **change)
+        if says is None:
+            assert assemble(recipe).spec == saved[0].spec
+            return
+        with pytest.raises(UsageError, match=says):
+            assemble(recipe)
+
+    def test_a_bundled_recipe_stands_for_its_run(self, tiny_recipe, tiny_vlm, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(VlmkitError, match="runs/quickstart is not there; do: vlmkit train quickstart"):
+            assemble(tiny_recipe(init_from="quickstart"))
+        tiny_vlm().save_pretrained("runs/quickstart")
+        assert assemble(tiny_recipe(init_from="quickstart")).spec.image_size == 16
+        (tmp_path / "runs/quickstart/vlmkit.json").write_text('{"finished": false}')
+        with pytest.raises(UsageError, match="has not finished"):
+            assemble(tiny_recipe(init_from="quickstart"))
 
     @pytest.mark.parametrize("make", [False, True])
     def test_a_folder_without_a_model_is_one_line(self, tiny_recipe, tmp_path, make):

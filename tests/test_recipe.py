@@ -87,6 +87,9 @@ def test_a_good_recipe_has_defaults_and_cannot_be_changed(load):
             "model.llm={weights: a, depth: 3}",
             "model.llm: with 'weights' nothing else can be set; found depth",
         ),
+        ("model.llm.quantize=nf5", "model.llm.quantize: Input should be 'nf4' or 'fp4'; found 'nf5'"),
+        ("model.llm.quantize=nf4", "model.llm.quantize: needs 'weights' or 'init_from'"),
+        ("model.llm={weights: a, quantize: nf4}", "stages.1.train.llm: in 4 bits only 'lora' trains"),
         ("name=a/b", "name: String should match pattern"),
         ("model.encoders.0.type=vti", "model.encoders.0.type: unknown encoder 'vti'; did you mean 'vit'?"),
         ("model.encoders.0.widht=3", "model.encoders.0: unknown argument 'widht'; did you mean 'width'?"),
@@ -129,6 +132,13 @@ def test_a_file_that_is_not_utf8_is_one_line(tmp_path):
     with pytest.raises(UsageError, match=r"recipe\.yaml is not UTF-8 text \(.*\); give") as raised:
         load_recipe(file)
     assert "\n" not in str(raised.value)
+
+
+def test_adapters_over_four_bits_are_for_the_last_stage(load):
+    four_bits = ["model.llm={weights: a, quantize: nf4}", "stages.1.train.llm.lora={r: 4}"]
+    assert load(*four_bits).model.llm.quantize == "nf4"
+    with pytest.raises(UsageError, match=r"stages\.0\.train\.llm: in 4 bits only 'lora' trains, in the last"):
+        load(*four_bits, "stages.0.train.llm={lr: 1, lora: {r: 4}}")
 
 
 def test_all_errors_are_reported_at_once(load):

@@ -18,12 +18,13 @@ from vlmkit.data.prompts import PROMPTS
 from vlmkit.data.sample import Sample
 from vlmkit.encoders import encoder_class
 from vlmkit.errors import UsageError, VlmkitError, unknown_name
+from vlmkit.init_from import load_saved
 from vlmkit.objectives import OBJECTIVES, objective_weights
 from vlmkit.plugins import load_class
 from vlmkit.processor import Processor
-from vlmkit.recipe import Block, Model, Recipe
+from vlmkit.quantize import quantization_config
+from vlmkit.recipe import LLM, Block, Recipe
 from vlmkit.vlm import VLM
-from vlmkit.weights import resolve_weights
 from vlmkit_connectors import CONNECTORS
 
 
@@ -45,7 +46,7 @@ def assemble(recipe: Recipe) -> VLM:
         raise UsageError(f"recipe {recipe.name!r}: {'; '.join(problems)}")
     torch.manual_seed(recipe.seed)
     if recipe.init_from is not None:
-        return _saved(recipe.init_from, recipe.model)
+        return load_saved(recipe.init_from, recipe.model)
     block = recipe.model.encoders[0]
     encoder = encoder_class(block.type).from_options(**block.options)
     language_model, tokenizer = _language_model(recipe)
@@ -62,33 +63,16 @@ def assemble(recipe: Recipe) -> VLM:
     return model
 
 
-def _saved(reference: str, stated: Model) -> VLM:
-    """A saved model, refused where the recipe states another connector, encoder or prompt."""
-    try:
-        model = VLM.from_pretrained(resolve_weights(reference))
-    except OSError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise VlmkitError(f"init_from {reference!r} cannot be loaded: {reason}") from error
-    stored = model.config
-    for name, found, wanted in (
-        ("encoder", stored.encoders[0]["type"], stated.encoders[0].type),
-        ("connector", stored.connector, {"type": stated.connector.type, **stated.connector.options}),
-        ("prompt", stored.prompt["format"], stated.prompt),
-    ):
-        if found != wanted:
-            raise UsageError(f"init_from {reference!r} has the {name} {found}, the recipe states {wanted}")
-    return model
-
-
 def _language_model(recipe: Recipe) -> tuple[PreTrainedModel, Any]:
     wanted = recipe.model.llm
     if wanted.weights is not None:
-        return llm.pretrained(wanted.weights, torch.float32)
+        quantized = quantization_config(wanted.quantize) if wanted.quantize else None
+        return llm.pretrained(wanted.weights, torch.float32, quantized)
     assert wanted.type is not None
-    return llm.from_scratch(wanted.type, wanted.options, _texts(recipe), torch.float32)
+    return llm.from_scratch(wanted.type, wanted.options, training_texts(recipe), torch.float32)
 
 
-def _texts(recipe: Recipe) -> Iterator[str]:
+def training_texts(recipe: Recipe) -> Iterator[str]:
     """All texts that the stages train on: the vocabulary of a model from scratch."""
     for stage in recipe.stages:
         for sample in build_data(stage.data):
@@ -133,7 +117,7 @@ def _check_llm(described: Any) -> list[str]:
     """Errors of a language model from scratch; pretrained ones are looked at when they are loaded."""
     if not isinstance(described, dict) or not isinstance(described.get("type"), str):
         return []
-    options = {k: v for k, v in described.items() if k not in ("type", "weights")}
+    options = {k: v for k, v in described.items() if k not in LLM.model_fields}
     try:
         llm.check_options(described["type"], options)
     except UsageError as error:

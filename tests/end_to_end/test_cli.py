@@ -24,8 +24,8 @@ def options(verb):
 
 
 SURFACE = {
-    "train": {"recipe", "overrides", "--resume", "--debug"},
-    "plan": {"recipe", "overrides", "--debug"},
+    "train": {"recipe", "overrides", "--resume", "--tiny", "--debug"},
+    "plan": {"recipe", "overrides", "--fetch", "--debug"},
     "list": {"what", "--debug"},
     "ask": {"model", "image", "question", "--stream", "--json", "--quantize", "--max-new-tokens", "--debug"},
     "index": {

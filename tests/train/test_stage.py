@@ -106,3 +106,26 @@ def test_frozen_parts_stay_in_eval_mode(tiny_vlm, make_stage):
     StageModule(model, stage).train()
     assert model.connector.training
     assert not any(m.training for part in (model.encoders, model.language_model) for m in part.modules())
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 2}])
+def test_activations_that_are_computed_twice_give_the_same_gradients(
+    tiny_vlm, make_stage, samples, run_steps, monkeypatch, lora
+):
+    calls = []
+    model = tiny_vlm()
+    layer = type(model.language_model.model.layers[0].mlp)
+    plain = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda self, x: calls.append(1) or plain(self, x))
+    found = {}
+    for twice in (False, True):
+        model = tiny_vlm()
+        torch.manual_seed(0)
+        calls.clear()
+        parts = {"connector": {"lr": 1e-2}, "llm": {"lr": 1e-2, "lora": lora}}
+        stage = make_stage(train=parts, steps=2, batch_size=4, gradient_checkpointing=twice)
+        rows = run_steps(model, stage, samples)[-2:]
+        found[twice] = [(row["loss"], row["grad_norm"]) for row in rows]
+        assert len(calls) == 2 * 2 * (1 + twice)
+        finish_stage(model)
+    assert found[True] == found[False]

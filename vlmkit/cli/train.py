@@ -12,6 +12,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on with the run if it is there, else start it"
     )
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="try the recipe in seconds: tiny random parts, a bundled sample",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -21,13 +26,17 @@ def run(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe, args.overrides, check_blocks)
     from vlmkit.cli.console import TrainConsole
+    from vlmkit.tiny import tiny_runs
     from vlmkit.train.loop import Interrupted
     from vlmkit.train.run import train_recipe
 
+    *before, last = tiny_runs(recipe) if args.tiny else [recipe]
     with TrainConsole() as console:
         try:
-            console.summary(train_recipe(recipe, args.resume, console))
+            for source in before:
+                train_recipe(source, True, console)
+            console.summary(train_recipe(last, args.resume, console))
         except KeyboardInterrupt:
             # Outside the steps (saving, evaluating), where nothing is lost: every checkpoint is there.
-            raise Interrupted(f"interrupted; {recipe.run_dir} goes on with --resume") from None
+            raise Interrupted(f"interrupted; {last.run_dir} goes on with --resume") from None
     return 0

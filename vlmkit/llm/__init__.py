@@ -17,7 +17,9 @@ from vlmkit.weights import resolve_weights
 IMAGE_TOKEN = "<image>"
 
 
-def pretrained(weights: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
+def pretrained(
+    weights: str, dtype: torch.dtype, quantization_config: Any = None
+) -> tuple[PreTrainedModel, Any]:
     """A pretrained model and its tokenizer, with a placeholder for images.
 
     The placeholder is added to the tokenizer where it has none; the embeddings grow by its row, and old
@@ -35,7 +37,9 @@ def pretrained(weights: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
         path = str(gguf.converted(Path(path)))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, quantization_config=quantization_config
+        )
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise VlmkitError(f"language model {weights!r} cannot be loaded: {reason}") from error

@@ -21,6 +21,7 @@ from vlmkit.data.sample import Sample
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.evaluate import evaluate
 from vlmkit.objectives import OBJECTIVES, objective_weights
+from vlmkit.quantize import dequantize
 from vlmkit.recipe import Recipe, Stage
 from vlmkit.train.loop import StageData, StageRun, run_stage
 from vlmkit.train.metrics import MetricsFile, Reporter, Silent, plot_metrics, require_plots
@@ -91,6 +92,8 @@ def train_recipe(recipe: Recipe, resume: bool = False, reporter: Reporter | None
             if accelerator.is_main_process:
                 checkpoint.write_json(run_dir / checkpoint.MANIFEST, manifest)
         finish_stage(model)
+    if recipe.model.llm.quantize is not None:
+        dequantize(model)
     if accelerator.is_main_process:
         _save_run(model, run_dir, manifest)
     accelerator.wait_for_everyone()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from vlmkit.errors import MissingExtraError, UsageError
+from vlmkit.quantize import parameter_size
 from vlmkit.recipe import Lora, PartName, Stage
+from vlmkit.train.qlora import is_four_bit, merge_four_bits
 from vlmkit.vlm import VLM
 
 PARTS: tuple[PartName, ...] = ("encoder", "connector", "llm")
@@ -48,9 +51,11 @@ def apply_stage(model: VLM, stage: Stage) -> list[PartRow]:
     """Freeze and unfreeze parts, put LoRA in; returns the table of what trains."""
     rows = []
     model.requires_grad_(False)
+    if stage.gradient_checkpointing:
+        recompute_activations(model.language_model, True)
     for part in PARTS:
         wanted = stage.train.get(part)
-        parameters = sum(p.numel() for p in part_module(model, part).parameters())
+        parameters = sum(parameter_size(p) for p in part_module(model, part).parameters())
         if wanted is not None and wanted.lora is not None:
             add_lora(model, wanted.lora)
         elif wanted is not None:
@@ -92,9 +97,23 @@ def add_lora(model: VLM, lora: Lora) -> None:
     model.language_model = get_peft_model(model.language_model, config)
 
 
+def recompute_activations(language_model: Any, on: bool) -> None:
+    """Gradient checkpointing, by the name that this transformers has for it."""
+    new = hasattr(language_model, "activation_checkpointing_enable")
+    name = "activation_checkpointing" if new else "gradient_checkpointing"
+    if on:
+        getattr(language_model, f"{name}_enable")({"use_reentrant": False})
+    else:
+        getattr(language_model, f"{name}_disable")()
+
+
 def finish_stage(model: VLM) -> None:
-    """Merge adapters into the weights, so that what is saved is a plain model."""
+    """Merge adapters into the weights, so that what is saved is a plain model; see `merge_four_bits`."""
     merge = getattr(model.language_model, "merge_and_unload", None)
     if merge is not None:
-        model.language_model = merge()
-    model.requires_grad_(True)
+        four_bit = is_four_bit(model.language_model)
+        model.language_model = merge_four_bits(model.language_model) if four_bit else merge()
+    recompute_activations(model.language_model, False)
+    for parameter in model.parameters():
+        # Integers that hold 4-bit numbers have no gradient.
+        parameter.requires_grad_(parameter.is_floating_point())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,17 +81,17 @@ def folder(path: str | Path) -> Path:
 
 
 def file_below(root: Path, name: str, place: str, field: str) -> Path:
-    """The path that a row names, which must lie in its folder; links are followed.
+    """The path that a row names, which must lie in its folder.
+
+    Links that the folder's owner put there may lead elsewhere, as where `coco/` is linked into LLaVA's images.
 
     Raises:
         VlmkitError: It lies elsewhere, or is no path.
     """
+    if "\0" in name:
+        raise VlmkitError(f"{place}, field {field!r}: {name!r} is no path; correct it")
     path = root / name
-    try:
-        inside = path.resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError, ValueError) as error:
-        raise VlmkitError(f"{place}, field {field!r}: {name!r} is no path ({error}); correct it") from None
-    if not inside:
+    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(root)):
         raise VlmkitError(
             f"{place}, field {field!r}: {name!r} leads out of {root}; "
             "give a path relative to that folder, of a file in it"

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlmkit.data.formats.files import Row, text_field
-from vlmkit.data.formats.llava_json import PLACEHOLDER, read_turn, split_slots
+from vlmkit.data.formats.llava_json import read_turn, split_slots
 from vlmkit.data.sample import IMAGE, Conversation, Message, Part, Sample
+from vlmkit.data.segments import DEFAULT_IMAGE_TOKEN
 from vlmkit.errors import VlmkitError
 
 ROLES: dict[str, Literal["system", "user", "assistant"]] = {
@@ -62,7 +63,7 @@ def read_sample(row: Row, place: str, columns: Columns) -> Sample:
     elif slots != len(images):
         raise VlmkitError(
             f"{place}, field {columns.text!r}: {slots} image slots for {len(images)} images in "
-            f"{columns.images!r}; write one {PLACEHOLDER} for each image"
+            f"{columns.images!r}; write one {DEFAULT_IMAGE_TOKEN} for each image"
         )
     name = row.get("id")
     return Sample(str(name) if isinstance(name, str | int) else place, images, (conversation,))

@@ -1,0 +1,105 @@
+"""`init_from`: a saved model to go on with, as a recipe states it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlmkit.checkpoint import require_model
+from vlmkit.config import VLMConfig
+from vlmkit.errors import UsageError, VlmkitError
+from vlmkit.quantize import quantization_config
+from vlmkit.recipe import Block, Model, load_recipe
+from vlmkit.recipe_files import bundled_recipes
+from vlmkit.vlm import VLM
+from vlmkit.weights import resolve_weights
+
+# What may differ from the saved model: how an image becomes views, on which no tensor's shape depends.
+CHANGEABLE = ("layout", "max_num_patches")
+
+
+def load_saved(reference: str, stated: Model) -> VLM:
+    """A saved model; the layout of its images is the one that the recipe states.
+
+    Raises:
+        UsageError: The recipe states another encoder, connector, language model or prompt.
+        VlmkitError: It cannot be read, or the run of a bundled recipe is not there.
+    """
+    path = find_saved(reference)
+    try:
+        config = VLMConfig.from_pretrained(path)
+        adopt(config, reference, stated)
+        four_bits = quantization_config(stated.llm.quantize) if stated.llm.quantize else None
+        model = VLM.from_pretrained(path, config=config, quantization_config=four_bits, dtype=torch.float32)
+    except OSError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise VlmkitError(f"init_from {reference!r} cannot be loaded: {reason}") from error
+    if four_bits is not None:
+        # peft asks the module that it wraps, and transformers marks the outermost one only.
+        model.language_model.is_loaded_in_4bit = True
+    return model
+
+
+def find_saved(reference: str) -> str:
+    """What `from_pretrained` takes: a folder, the run of a bundled recipe of that name, or a hub id.
+
+    Raises:
+        UsageError: The run has not finished.
+        VlmkitError: The bundled recipe has not been run.
+    """
+    if Path(reference).is_dir() or reference not in bundled_recipes():
+        path = resolve_weights(reference)
+    else:
+        path = str(load_recipe(reference).run_dir)
+        if not Path(path).is_dir():
+            raise VlmkitError(
+                f"init_from {reference!r}: its run {path} is not there; do: vlmkit train {reference}, "
+                "or set init_from=RUN"
+            )
+    if Path(path).is_dir() and (Path(path) / "vlmkit.json").is_file():
+        require_model(path)
+    return path
+
+
+def adopt(config: VLMConfig, reference: str, stated: Model) -> None:
+    """Compare a saved configuration with what a recipe states, and take over what may change.
+
+    Raises:
+        UsageError: They are different models.
+        VlmkitError: The configuration describes none.
+    """
+    if config.text_config is None:
+        raise VlmkitError(f"init_from {reference!r} holds no vlmkit model; give the directory of a run")
+    family = stated.llm.type or config.text_config.model_type
+    for name, found, wanted in (
+        ("encoder", config.encoders[0]["type"], stated.encoders[0].type),
+        ("connector", config.connector, {"type": stated.connector.type, **stated.connector.options}),
+        ("language model", config.text_config.model_type, family),
+        ("prompt", config.prompt["format"], stated.prompt),
+    ):
+        if found != wanted:
+            raise UsageError(f"init_from {reference!r} has the {name} {found}, the recipe states {wanted}")
+    _adopt_encoder(config.encoders[0], reference, stated.encoders[0])
+
+
+def _adopt_encoder(saved: dict[str, Any], reference: str, stated: Block) -> None:
+    for name, wanted in stated.options.items():
+        if name in CHANGEABLE and name in saved:
+            saved[name] = wanted
+        elif name in saved and not _agrees(saved[name], wanted):
+            raise UsageError(
+                f"init_from {reference!r} has the encoder {name} {saved[name]}, the recipe states {wanted}; "
+                f"only {' and '.join(CHANGEABLE)} may change"
+            )
+
+
+def _agrees(saved: Any, wanted: Any) -> bool:
+    """A saved value is complete; a recipe states some of it."""
+    if isinstance(wanted, Mapping) and isinstance(saved, Mapping):
+        return all(_agrees(saved.get(key), value) for key, value in wanted.items())
+    if isinstance(wanted, list | tuple):
+        return list(saved) == list(wanted)
+    return bool(saved == wanted)
