@@ -215,7 +215,7 @@ class TestRefusals:
             processor.apply_chat_template(chat([7], "say yes"), **INPUTS)
         with pytest.raises(VlmkitError, match=r"roles are \[\]"):
             processor.apply_chat_template([], **INPUTS)
-        with pytest.raises(UsageError, match="own token '<image>'"):
+        with pytest.raises(UsageError, match="special token '<image>'"):
             processor.apply_chat_template(chat([], "<image>say yes"), **INPUTS)
         with pytest.raises(UsageError, match=r"tools=\[1\] is not possible; possible: None"):
             processor.apply_chat_template(chat([], "say yes"), tools=[1], **INPUTS)

@@ -67,12 +67,15 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
         """From a saved model's folder or hub id; `hub` says which revision and where, as in transformers.
 
         All is rebuilt from the model's `config.json`; a folder without `processor_config.json` loads as well.
+        A `config` that is given takes the place of the stored one, so what is stored is not compared with it.
 
         Raises:
             VlmkitError: `processor_config.json` says something else.
         """
-        config = config or VLMConfig.from_pretrained(path, **hub)
-        processor = cls.from_config(config, AutoTokenizer.from_pretrained(path, **hub))
+        tokenizer = AutoTokenizer.from_pretrained(path, **hub)
+        if config is not None:
+            return cls.from_config(config, tokenizer)
+        processor = cls.from_config(VLMConfig.from_pretrained(path, **hub), tokenizer)
         stored, _ = cls.get_processor_dict(path, **hub)
         processor._check_stored(path, stored.get("image_processor", {}))
         return processor

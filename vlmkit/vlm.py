@@ -91,7 +91,8 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         loaded, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         _refuse_misfits(pretrained_model_name_or_path, info)
         hub = {name: kwargs[name] for name in HUB if name in kwargs}
-        loaded._processor = Processor.from_pretrained(pretrained_model_name_or_path, loaded.config, **hub)
+        given = loaded.config if "config" in kwargs else None
+        loaded._processor = Processor.from_pretrained(pretrained_model_name_or_path, given, **hub)
         return (loaded, info) if wants_info else loaded  # type: ignore[return-value]
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:

@@ -83,7 +83,7 @@ def folder(path: str | Path) -> Path:
 def file_below(root: Path, name: str, place: str, field: str) -> Path:
     """The path that a row names, which must lie in its folder.
 
-    Links that the folder's owner put there may lead elsewhere, as where `coco/` is linked into LLaVA's images.
+    Links that the folder's owner put there may lead elsewhere, as where LLaVA's `coco/` is one.
 
     Raises:
         VlmkitError: It lies elsewhere, or is no path.
