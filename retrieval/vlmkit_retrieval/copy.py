@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 from vlmkit_retrieval.errors import RetrievalError
 from vlmkit_retrieval.index import Index
@@ -17,10 +19,10 @@ _BATCH = 256
 def copy_index(
     source: str | os.PathLike[str], target: str | os.PathLike[str], engine: str | None = None
 ) -> int:
-    """Copy all items with vectors and payloads, and what the index knows of its encoders and folders.
+    """Copy all items with vectors and payloads, the cache, and what the index knows of encoders and folders.
 
-    A copy that was killed is made again from the start, into another directory. Nothing is encoded. The cache
-    of vectors is not copied: it fills again when files change.
+    Nothing is encoded. The copy is made beside the target and renamed when it is complete, so that one that
+    was killed leaves no target; the next one clears away what is left of it.
 
     Args:
         source: An index.
@@ -33,9 +35,26 @@ def copy_index(
     Raises:
         RetrievalError: The source is no index, or the target (or the engine's collection) is not empty.
     """
+    place = Path(target).resolve()
+    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+        raise RetrievalError(f"{os.fspath(target)} exists and is not empty; copy into a new directory")
+    new = place.with_name(f".{place.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        copied = _copy(source, new, engine)
+        if place.exists():
+            place.rmdir()
+        new.rename(place)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    return copied
+
+
+def _copy(source: str | os.PathLike[str], target: Path, engine: str | None) -> int:
     with Index.open(source) as old, Index.create_or_open(target, engine) as new:
-        if new.manifest.encoders or new.engine.count():
-            raise RetrievalError(f"{os.fspath(target)} is an index with content; copy into a new directory")
+        if new.engine.count():
+            raise RetrievalError(f"{new.manifest.engine} holds points already; name another collection")
         new.manifest = replace(
             new.manifest, encoders=dict(old.manifest.encoders), roots=list(old.manifest.roots)
         )
@@ -44,7 +63,8 @@ def copy_index(
         for points in _batches(old.engine.scroll()):
             new.engine.upsert(points)
             copied += len(points)
-        new.manifest.save(new.path)  # last: an index with encoders is a finished copy
+        old.features.copy_to(new.features)
+        new.manifest.save(new.path)
     return copied
 
 

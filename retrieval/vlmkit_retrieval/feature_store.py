@@ -83,6 +83,11 @@ class FeatureStore:
         with self._connection() as db, db:
             db.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)", rows)
 
+    def copy_to(self, other: FeatureStore) -> None:
+        """Replace the content of another store by this one's."""
+        with self._connection() as mine, other._connection() as theirs:
+            mine.backup(theirs)
+
     def _decode(self, width: int, blob: bytes) -> Vectors:
         if len(blob) != 4 * width:
             raise RetrievalError(
@@ -107,8 +112,9 @@ class FeatureStore:
 
 
 def _is_new(db: sqlite3.Connection, path: Path) -> bool:
-    owner = db.execute("PRAGMA application_id").fetchone()[0]
+    # In this order: another process may make the store between the two lines.
     tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    owner = db.execute("PRAGMA application_id").fetchone()[0]
     if tables and owner != _APPLICATION_ID:
         raise RetrievalError(f"{path} is an SQLite database of another program; name another file")
     return not tables

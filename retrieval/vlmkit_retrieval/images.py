@@ -1,4 +1,8 @@
-"""From bytes to an image, or to a plain reason why not. Nothing here trusts a file's name or its header."""
+"""From bytes to an image, or to a plain reason why not. Nothing here trusts a file's name or its header.
+
+The one decoder: what a model is trained on and asked about comes through here too, so that an index and a
+model see the same pixels of a file.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,16 @@ class ImageError(RetrievalError):
     """A file that is no usable image; the message is the reason alone, without the file's name."""
 
 
+class ImageSizeError(ImageError):
+    """A picture with more pixels than `MAX_PIXELS`."""
+
+    def __init__(self, width: int, height: int) -> None:
+        super().__init__(
+            f"{width}x{height} is over {MAX_PIXELS // 1_000_000} million pixels; make it smaller"
+        )
+        self.width, self.height = width, height
+
+
 def decode_image(data: bytes) -> Image.Image:
     """Decode to RGB, upright (EXIF orientation applied); of an animation the first frame.
 
@@ -37,7 +51,7 @@ def decode_image(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image)
-            return to_rgb(ImageOps.exif_transpose(image))
+            return upright_rgb(image)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -82,11 +96,13 @@ def sha256(data: bytes) -> str:
 
 
 def _check_size(image: Image.Image) -> None:
-    pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
-        raise ImageError(
-            f"{image.width}x{image.height} is over {MAX_PIXELS // 1_000_000} million pixels; make it smaller"
-        )
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageSizeError(image.width, image.height)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """`to_rgb` with the EXIF orientation applied: what an index stores of an image."""
+    return to_rgb(ImageOps.exif_transpose(image))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -96,8 +112,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
     its upper byte, where Pillow would clip a photograph to white.
     """
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        image = _to_8_bits(image)
     if "A" not in image.getbands() and "transparency" not in image.info:
         return image.convert("RGB")
     rgba = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    grey = np.asarray(image).astype(np.uint16)
+    if "transparency" in image.info:  # one of the 65,536 values
+        grey[grey == image.info["transparency"]] = 65535
+    return Image.fromarray((grey >> 8).astype(np.uint8))

@@ -8,9 +8,10 @@ INDEX/features.sqlite     vectors by image content: a cache
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +22,7 @@ from PIL import Image
 from vlmkit_retrieval.engines import engine_kind, open_engine
 from vlmkit_retrieval.errors import RetrievalError, RetrievalUsageError
 from vlmkit_retrieval.feature_store import FeatureStore
-from vlmkit_retrieval.images import to_rgb
+from vlmkit_retrieval.images import upright_rgb
 from vlmkit_retrieval.lock import FileLock
 from vlmkit_retrieval.manifest import MANIFEST, EncoderEntry, Manifest
 from vlmkit_retrieval.sync import Progress, Sync
@@ -40,12 +41,14 @@ class Index:
         features: Vectors by content.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, disposable: bool = False) -> None:
         self.path = Path(path)
         self.manifest = Manifest.load(self.path)
         with ExitStack() as opened:
             lock = FileLock(self.path / ".lock", f"index {self.path}")
             opened.callback(lock.release)
+            self._discard = _Discard(self.path, disposable)
+            opened.push(self._discard)  # runs when the engine is closed and the lock still held
             self.manifest = Manifest.load(self.path)  # again: its last holder may just have written it
             self.engine = open_engine(self._engine_location())
             opened.callback(self.engine.close)
@@ -67,6 +70,8 @@ class Index:
     def create_or_open(cls, path: str | os.PathLike[str], engine: str | None = None) -> Self:
         """Open an index, or make one where nothing is.
 
+        A `with` block that fails before anything was stored takes a directory made here away again.
+
         Args:
             path: Its directory.
             engine: Where a new index stores its points: None for a directory inside it, or
@@ -76,12 +81,13 @@ class Index:
             RetrievalError: As `open`, or the directory holds something else, or another engine.
         """
         directory = Path(path)
+        made = False
         if not (directory / MANIFEST).exists():
             engine_kind(engine or "engine")
             _check_free(directory)
-            directory.mkdir(parents=True, exist_ok=True)
+            made = _make(directory)
             Manifest(engine or "engine").save(directory)
-        index = cls(directory)
+        index = cls(directory, disposable=made)
         if engine not in (None, index.manifest.engine):
             index.close()
             raise RetrievalUsageError(
@@ -103,14 +109,15 @@ class Index:
         Raises:
             RetrievalError: Another encoder has this name.
         """
-        known = self._name_of(embedder) if name is None else None
+        fingerprint = embedder.fingerprint  # takes seconds for a large encoder
+        known = self._name_of(embedder, fingerprint) if name is None else None
         name = known or name or embedder.name
         stored = self.manifest.encoders.get(name)
         if stored is None:
             text = _embeds_text(embedder)
-            entry = EncoderEntry(embedder.fingerprint, embedder.embed_dim, reference or "", text)
+            entry = EncoderEntry(fingerprint, embedder.embed_dim, reference or "", text)
         else:
-            self._check_same(stored, embedder, name)
+            self._check_same(stored, fingerprint, name)
             entry = replace(stored, reference=stored.reference if reference is None else reference)
         if entry != stored:
             self.manifest.encoders[name] = entry
@@ -124,7 +131,7 @@ class Index:
         Raises:
             RetrievalError: The index was filled by others; the message says which, and what to do.
         """
-        name = self._name_of(embedder)
+        name = self._name_of(embedder, embedder.fingerprint)
         if name is None:
             known = "; ".join(f"{n} {_describe(e)}" for n, e in self.manifest.encoders.items()) or "none"
             raise RetrievalError(
@@ -171,14 +178,16 @@ class Index:
         """The `k` items nearest to a text or to an image, best first, by exact cosine similarity.
 
         Raises:
-            RetrievalUsageError: Not exactly one of text and image.
+            RetrievalUsageError: Not exactly one of text and image, or an empty text.
             RetrievalError: An encoder that did not fill the index, or text for one that embeds images only.
         """
+        if text is not None and not text.strip():
+            raise RetrievalUsageError("the query text is empty; describe what to search for")
         name = self.require_encoder(embedder)
         if text is not None and image is None:
             return self.engine.search(name, self._embed_text(text, embedder, name), k)
         if image is not None and text is None:
-            return self.engine.search(name, embedder.embed_images([to_rgb(image)])[0], k)
+            return self.engine.search(name, embedder.embed_images([upright_rgb(image)])[0], k)
         raise RetrievalUsageError("search needs a text or an image, exactly one of them")
 
     def info(self) -> dict[str, Any]:
@@ -202,24 +211,30 @@ class Index:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self._discard.armed = self._discard.armed and error is not None and self._is_empty()
+        self._opened.__exit__(kind, error, trace)
+
+    def _is_empty(self) -> bool:
+        try:
+            return self.engine.count() == 0
+        except RetrievalError:  # closed, forked, or the server has gone: who knows
+            return False
 
     def _engine_location(self) -> str:
         location = self.manifest.engine
         return str(self.path / location) if engine_kind(location) == "directory" else location
 
-    def _name_of(self, embedder: Embedder) -> str | None:
+    def _name_of(self, embedder: Embedder, fingerprint: str) -> str | None:
         encoders = self.manifest.encoders
-        same = [name for name, entry in encoders.items() if entry.fingerprint == embedder.fingerprint]
+        same = [name for name, entry in encoders.items() if entry.fingerprint == fingerprint]
         return embedder.name if embedder.name in same else next(iter(same), None)
 
-    def _check_same(self, stored: EncoderEntry, embedder: Embedder, name: str) -> None:
-        if stored.fingerprint == embedder.fingerprint:
+    def _check_same(self, stored: EncoderEntry, fingerprint: str, name: str) -> None:
+        if stored.fingerprint == fingerprint:
             return
         raise RetrievalError(
             f"index {self.path}: encoder {name!r} is {_describe(stored)}, given is one with fingerprint "
-            f"{embedder.fingerprint[:12]}; use the stored one, or sync into a new "
-            "index directory"
+            f"{fingerprint[:12]}; use the stored one, or sync into a new index directory"
         )
 
     def _embed_text(self, text: str, embedder: Embedder, name: str) -> Vectors:
@@ -230,6 +245,20 @@ class Index:
                 f"tower (in this index: {', '.join(others) or 'none'})"
             )
         return np.asarray(embedder.embed_text([text])[0], np.float32)
+
+
+@dataclass
+class _Discard:
+    """Removes a directory after an error, while armed; knows no index, which would then outlive its `del`."""
+
+    path: Path
+    armed: bool
+
+    def __call__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and self.armed:
+            shutil.rmtree(self.path, ignore_errors=True)
 
 
 def _embeds_text(embedder: Embedder) -> bool:
@@ -243,6 +272,16 @@ def _embeds_text(embedder: Embedder) -> bool:
 
 def _describe(entry: EncoderEntry) -> str:
     return f"fingerprint {entry.fingerprint[:12]} from {entry.reference or 'an unknown place'}"
+
+
+def _make(directory: Path) -> bool:
+    """Make it; whether it was made here, and not by another process meanwhile."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def _check_free(directory: Path) -> None:

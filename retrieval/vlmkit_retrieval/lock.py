@@ -45,7 +45,9 @@ class FileLock:
             holder = os.read(self._fd, 32)
             self._abandon()
             if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-                raise RetrievalError(f"{what} cannot be locked: {path}: {error.strerror}") from error
+                raise RetrievalError(
+                    f"{what} cannot be locked: {path}: {error.strerror}; put it on a local disk"
+                ) from error
             raise IndexLockedError(_message(what, holder.decode("ascii", "replace").strip())) from error
         os.ftruncate(self._fd, 0)
         os.write(self._fd, f"{os.getpid()}\n".encode())

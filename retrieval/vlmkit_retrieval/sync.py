@@ -75,10 +75,11 @@ class Sync:
             progress: Called with (files done, files in all) after each chunk.
         """
         self._remember_roots()
+        fingerprint = self._index.manifest.encoders[name].fingerprint  # the embedder's, already computed
         files = sorted(self._scan.files.values(), key=lambda file: file.id)
         for start in range(0, len(files), CHUNK):
             chunk = files[start : start + CHUNK]
-            self._sync_chunk(chunk, embedder, name)
+            self._sync_chunk(chunk, embedder, name, fingerprint)
             if progress is not None:
                 progress(start + len(chunk), len(files))
         gone = [id for id in sorted(self._stored) if self._scan.covers(id) and id not in self._scan.files]
@@ -112,7 +113,9 @@ class Sync:
             self._index.manifest.roots = roots
             self._index.manifest.save(self._index.path)
 
-    def _sync_chunk(self, chunk: Sequence[ScannedFile], embedder: Embedder, name: str) -> None:
+    def _sync_chunk(
+        self, chunk: Sequence[ScannedFile], embedder: Embedder, name: str, fingerprint: str
+    ) -> None:
         stored = self._index.engine.retrieve([file.id for file in chunk])
         work = _Work()
         for file in chunk:
@@ -120,9 +123,9 @@ class Sync:
             if point is not None and _is_current(point.payload, file, name):
                 self._counts.unchanged += 1
             else:
-                self._read(file, point, work, embedder.fingerprint, name)
+                self._read(file, point, work, fingerprint, name)
         if work.hashes:
-            self._embed(work, embedder)
+            self._embed(work, embedder, fingerprint)
             self._write(work, stored, name)
 
     def _read(self, file: ScannedFile, point: Point | None, work: _Work, fingerprint: str, name: str) -> None:
@@ -141,7 +144,7 @@ class Sync:
         except ImageError as error:
             self._unreadable.append(Unreadable(file.id, str(error)))
 
-    def _embed(self, work: _Work, embedder: Embedder) -> None:
+    def _embed(self, work: _Work, embedder: Embedder, fingerprint: str) -> None:
         if not work.images:
             return
         vectors = embedder.embed_images(list(work.images.values()))
@@ -150,7 +153,7 @@ class Sync:
                 f"encoder {embedder.name!r} gave vectors of shape {vectors.shape}, expected is "
                 f"({len(work.images)}, {embedder.embed_dim}); fix the encoder"
             )
-        self._index.features.put_many(embedder.fingerprint, dict(zip(work.images, vectors, strict=True)))
+        self._index.features.put_many(fingerprint, dict(zip(work.images, vectors, strict=True)))
         self._counts.embedded += len(work.images)
 
     def _write(self, work: _Work, stored: Mapping[str, Point], name: str) -> None:

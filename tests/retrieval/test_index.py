@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 
@@ -143,5 +144,112 @@ def test_a_copy_answers_like_the_original(filled, tmp_path, colours, photos):
     with Index.open(filled) as old, Index.open(tmp_path / "copy.idx") as new:
         assert new.search("red", embedder=colours) == old.search("red", embedder=colours)
         assert new.sync([photos], colours).unchanged == 3
-    with pytest.raises(RetrievalError, match="is an index with content"):
+    with pytest.raises(RetrievalError, match=r"copy\.idx exists and is not empty"):
         copy_index(filled, tmp_path / "copy.idx")
+
+
+def test_a_copy_takes_the_cache_along(filled, tmp_path, colours, photos):
+    (tmp_path / "copy.idx").mkdir()
+    copy_index(filled, tmp_path / "copy.idx")
+    (photos / "red.png").rename(photos / "scarlet.png")
+    with Index.open(tmp_path / "copy.idx") as new:
+        report = new.sync([photos], colours)
+    assert (report.added, report.embedded) == (1, 0)
+
+
+def test_a_copy_that_fails_leaves_no_target(filled, tmp_path, monkeypatch):
+    before = sorted(p.name for p in tmp_path.iterdir())
+    monkeypatch.setattr("vlmkit_retrieval.feature_store.FeatureStore.copy_to", broken)
+    with pytest.raises(OSError, match="disk"):
+        copy_index(filled, tmp_path / "copy.idx")
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+KILLED_COPY = """
+import os, sys
+from vlmkit_retrieval.copy import copy_index
+from vlmkit_retrieval.feature_store import FeatureStore
+FeatureStore.copy_to = lambda *stores: os._exit(9)
+copy_index(sys.argv[1], sys.argv[2])
+"""
+
+
+def test_a_copy_that_was_killed_can_be_made_again(filled, tmp_path, python):
+    assert python(KILLED_COPY, filled, tmp_path / "copy.idx").wait(60) == 9
+    assert not (tmp_path / "copy.idx").exists()
+    assert copy_index(filled, tmp_path / "copy.idx") == 3
+    assert not list(tmp_path.glob(".copy*"))
+
+
+def broken(*_):
+    raise OSError("the disk is full")
+
+
+@pytest.mark.parametrize("folder", ["empty", "missing"])
+def test_a_first_sync_that_is_refused_leaves_nothing(path, tmp_path, colours, folder):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RetrievalError, match=folder), Index.create_or_open(path) as index:
+        index.sync([tmp_path / folder], colours)
+    assert not path.exists()
+
+
+def test_a_first_sync_whose_encoder_fails_leaves_nothing(path, photos, colours):
+    colours.embed_images = broken
+    with pytest.raises(OSError, match="disk"), Index.create_or_open(path) as index:
+        index.sync([photos], colours)
+    assert not path.exists()
+
+
+def test_an_engine_that_cannot_open_leaves_no_index(path):
+    with pytest.raises(RetrievalError, match="127"):
+        Index.create_or_open(path, engine="http://127.0.0.1:1/photos")
+    assert not path.exists()
+
+
+def test_what_holds_points_or_was_there_before_stays(path, photos, colours):
+    path.mkdir()
+    (path / ".git").mkdir()
+    with pytest.raises(RetrievalError), Index.create_or_open(path) as index:
+        index.sync([photos / "missing"], colours)
+    assert (path / ".git").exists()
+    full = path.with_name("full.idx")
+    with pytest.raises(KeyboardInterrupt), Index.create_or_open(full) as index:
+        index.sync([photos], colours)
+        raise KeyboardInterrupt
+    with Index.open(full) as index:
+        assert index.engine.count() == 3
+
+
+def test_a_sync_asks_for_the_fingerprint_once(path, photos, colours):
+    class Counting(type(colours)):
+        asked = 0
+
+        @property
+        def fingerprint(self):
+            self.asked += 1
+            return "counted"
+
+        @fingerprint.setter
+        def fingerprint(self, value):
+            pass
+
+    encoder = Counting()
+    with Index.create_or_open(path) as index:
+        index.sync([photos], encoder)
+    assert encoder.asked == 1
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_an_empty_text_is_refused(filled, colours, text):
+    with Index.open(filled) as index, pytest.raises(RetrievalUsageError, match="text is empty"):
+        index.search(text, embedder=colours)
+
+
+def test_only_a_held_lock_means_in_use(filled, monkeypatch):
+    def no_locks(fd):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("vlmkit_retrieval.lock._lock", no_locks)
+    with pytest.raises(RetrievalError, match=r"cannot be locked.*No locks available") as error:
+        Index.open(filled)
+    assert not isinstance(error.value, IndexLockedError)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -40,6 +39,18 @@ def run(args: argparse.Namespace) -> int:
     return {"sync": _sync, "info": _info, "copy": _copy}[args.action](args)
 
 
+def _check_place(directory: str, engine: str | None) -> None:
+    """An index is a local directory; only its points can be behind a URL."""
+    from vlmkit.errors import UsageError
+
+    if "://" in directory:
+        raise UsageError(
+            f"{directory} is a URL, an index is a directory; give: DIRECTORY --engine {directory}"
+        )
+    if engine is not None and "://" not in engine:
+        raise UsageError(f"--engine {engine} is no URL; give http(s)://host:port/collection, or leave it out")
+
+
 def _sync(args: argparse.Namespace) -> int:
     """Exit code 1 says that files were unreadable; everything else is in the index."""
     from rich.console import Console
@@ -50,30 +61,24 @@ def _sync(args: argparse.Namespace) -> int:
     from vlmkit_retrieval import Index
     from vlmkit_retrieval.manifest import MANIFEST
 
-    reference, new = args.encoder, not (Path(args.index) / MANIFEST).exists()
+    _check_place(args.index, args.engine)
+    reference = args.encoder
     if reference is not None:
         # A run is remembered by its full path, so that the index can be used from any folder.
         reference = str(Path(reference).resolve()) if Path(reference).is_dir() else reference
-    elif new:
+    elif not (Path(args.index) / MANIFEST).exists():
         raise UsageError("the index is new; name the encoder that fills it: --encoder RUN or FAMILY:WEIGHTS")
     with nullcontext() if reference else Index.open(args.index) as known:
         encoder = index_encoder(known, reference)
     with Index.create_or_open(args.index, args.engine) as index, bars(Console(stderr=True)) as progress:
         task = progress.add_task("sync", total=None, values="")
-        try:
-            report = index.sync(
-                args.paths,
-                encoder,
-                reference=reference,
-                progress=lambda done, total: progress.update(task, completed=done, total=total),
-                allow_empty=args.allow_empty,
-            )
-        except ValueError:
-            # A first sync that was refused (no images, no such folder) leaves no empty index behind.
-            if new and not index.info()["items"]:
-                index.close()
-                shutil.rmtree(args.index)
-            raise
+        report = index.sync(
+            args.paths,
+            encoder,
+            reference=reference,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            allow_empty=args.allow_empty,
+        )
     sys.stdout.write(f"{args.index}: {report}\n")
     for item in report.unreadable:
         sys.stderr.write(f"unreadable: {item.path}: {item.reason}\n")
@@ -95,11 +100,9 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _copy(args: argparse.Namespace) -> int:
-    from vlmkit.errors import UsageError
     from vlmkit_retrieval import copy_index
 
-    if "://" in args.target:
-        raise UsageError(f"{args.target} is no directory; do: index copy A B --engine {args.target}")
+    _check_place(args.target, args.engine)
     count = copy_index(args.index, args.target, args.engine)
     sys.stdout.write(f"{args.target}: {count} items copied\n")
     return 0

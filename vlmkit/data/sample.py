@@ -6,15 +6,14 @@ Nothing here opens an image before it is needed.
 from __future__ import annotations
 
 import enum
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from vlmkit.errors import VlmkitError
-from vlmkit_retrieval.images import FORMATS, MAX_PIXELS, to_rgb
+from vlmkit_retrieval.images import MAX_PIXELS, ImageError, ImageSizeError, decode_image, read_file
 
 
 class ImageSlot(enum.Enum):
@@ -85,7 +84,7 @@ class Sample:
 
 
 def open_image(source: Path | str | bytes, owner: str = "") -> Image.Image:
-    """Decode one image as RGB, upright by its EXIF orientation.
+    """Decode one image as RGB, upright by its EXIF orientation; the same pixels as an index gets.
 
     Args:
         source: A file or encoded bytes.
@@ -94,22 +93,19 @@ def open_image(source: Path | str | bytes, owner: str = "") -> Image.Image:
     Raises:
         VlmkitError: Missing, unreadable, or more than 50 million pixels (checked before decoding).
     """
-    where = "image bytes" if isinstance(source, bytes) else str(source)
-    prefix = f"{owner}: " if owner else ""
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        with Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise VlmkitError(
-                    f"{prefix}{where} has {image.width} x {image.height} pixels; "
-                    f"the limit is {MAX_PIXELS:,}, resize it"
-                )
-            return to_rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError:
-        raise VlmkitError(f"{prefix}image {where} does not exist; check the path") from None
-    except IsADirectoryError:
-        raise VlmkitError(f"{prefix}{where} is a folder, an image file is needed") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise VlmkitError(
-            f"{prefix}{where} cannot be read as an image ({error}); replace or remove it"
-        ) from None
+        return decode_image(source if isinstance(source, bytes) else read_file(Path(source)))
+    except ImageError as error:
+        where = "image bytes" if isinstance(source, bytes) else str(source)
+        prefix = f"{owner}: " if owner else ""
+        raise VlmkitError(prefix + _reason(where, error)) from None
+
+
+def _reason(where: str, error: ImageError) -> str:
+    if isinstance(error, ImageSizeError):
+        return f"{where} has {error.width} x {error.height} pixels; the limit is {MAX_PIXELS:,}, resize it"
+    if isinstance(error.__cause__, FileNotFoundError):
+        return f"image {where} does not exist; check the path"
+    if isinstance(error.__cause__, IsADirectoryError):
+        return f"{where} is a folder, an image file is needed"
+    return f"{where} cannot be read as an image ({error}); replace or remove it"
