@@ -30,11 +30,6 @@ class PixelBatch:
     grids_I2: Tensor
     image_of_view_I: Tensor
 
-    @property
-    def num_images(self) -> int:
-        """Number of images."""
-        return int(self.image_of_view_I[-1]) + 1 if len(self.image_of_view_I) else 0
-
 
 def pixel_batch(spec: VisionSpec, images: Sequence[Image.Image]) -> PixelBatch:
     """Preprocess at least one image by the spec and put the views one after the other."""
