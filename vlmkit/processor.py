@@ -15,7 +15,7 @@ from vlmkit.data.collate import prompt_batch
 from vlmkit.data.prompts import PROMPTS, PromptFormat
 from vlmkit.data.sample import IMAGE, Conversation
 from vlmkit.data.segments import Segment, image_token, join_parts, split_text
-from vlmkit.data.tokens import check_vocabulary, tokenize, unknown_words
+from vlmkit.data.tokens import check_vocabulary, check_words, tokenize
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.image_processor import Images, VLMImageProcessor, check_options, deal_images
@@ -130,8 +130,8 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
         if not text:
             raise UsageError("text is needed; for pixels alone call processor.image_processor(images)")
         prompts = [split_text(t, self.image_token) for t in ([text] if isinstance(text, str) else text)]
-        for segments in prompts:
-            self._check_words(join_parts((s.part for s in segments if s.part is not IMAGE), ""))
+        texts = (join_parts((s.part for s in segments if s.part is not IMAGE), "") for segments in prompts)
+        check_words(texts, self.tokenizer)
         slots = [sum(s.part is IMAGE for s in segments) for segments in prompts]
         return self._inputs(prompts, deal_images(images, slots))
 
@@ -189,14 +189,6 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
         if turns and turns[-1].role == "user" and not generate:
             raise UsageError("the last message is the user's; pass add_generation_prompt=True")
         return self.prompt.render(turns, self.tokenizer, generate=generate)
-
-    def _check_words(self, text: str) -> None:
-        unknown = unknown_words(text, self.tokenizer)
-        if unknown:
-            raise UsageError(
-                f"the model's vocabulary lacks: {', '.join(map(repr, unknown))}; "
-                "use words from its training data"
-            )
 
     def _inputs(
         self, prompts: Sequence[Sequence[Segment]], images: Sequence[Sequence[Image.Image]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -169,7 +169,16 @@ def check_vocabulary(
     # Byte-level vocabularies such as GPT-2's write everything, and call their end token the unknown one.
     if ids is not None and (unk not in ids or unk == tokenizer.eos_token_id):
         return
-    unknown = dict.fromkeys(word for m in conversation for word in unknown_words(m.text, tokenizer))
+    check_words((message.text for message in conversation), tokenizer)
+
+
+def check_words(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse words that the tokenizer lacks.
+
+    Raises:
+        UsageError: Names the words.
+    """
+    unknown = dict.fromkeys(word for text in texts for word in unknown_words(text, tokenizer))
     if unknown:
         raise UsageError(
             f"the tokenizer's vocabulary lacks: {', '.join(map(repr, unknown))}; "
