@@ -2,13 +2,14 @@
 
 import json
 import logging
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from transformers import AutoTokenizer, CLIPVisionModelWithProjection
 
-from vlmkit.encoders.base import PixelBatch, pixel_batch
+from vlmkit.encoders.base import pixel_batch
 from vlmkit.encoders.clip import CLIPEncoder
 from vlmkit.encoders.clip_text import CLIPTextTower
 from vlmkit.errors import UsageError, VlmkitError
@@ -135,7 +136,7 @@ def test_vectors_have_unit_length_and_images_do_not_depend_on_their_batch(clip, 
 def test_the_first_view_gives_the_retrieval_vector(clip, pictures):
     plain = pixel_batch(clip.spec, pictures[:3])
     owners = torch.tensor([0, 0, 1])
-    features = run(clip, PixelBatch(plain.pixels_ICHW, plain.grids_I2, owners))
+    features = run(clip, replace(plain, image_of_view_I=owners))
     expected = run(clip, plain).pooled_BE[[0, 2]]
     assert torch.equal(features.pooled_BE, expected)
 

@@ -1,6 +1,7 @@
 """SigLIP 2 NaFlex against transformers: fifty proportions at once and alone, with weights that matter."""
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,11 +13,11 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import (
     get_image_size_for_max_num_patches,
 )
 
-from vlmkit.encoders.base import PixelBatch, pixel_batch
+from vlmkit.encoders.base import pixel_batch
 from vlmkit.encoders.siglip2_naflex import NaFlexEncoder, flat_patches
 from vlmkit.encoders.siglip_text import SigLIPTextTower
 from vlmkit.errors import UsageError, VlmkitError
-from vlmkit.layouts import native_grid
+from vlmkit.layouts.native import native_grid
 
 SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
 VISION = {**SIZE, "patch_size": 4, "num_patches": 25}
@@ -158,21 +159,9 @@ def test_another_reference_is_seen(naflex, reference, processor, pictures, see, 
     assert gap(features.pooled_BE, outputs.pooler_output) > least
 
 
-def test_padding_is_not_looked_at(naflex, pictures, see):
-    """Other numbers beside the views, and a larger canvas, change nothing."""
-    batch = pixel_batch(naflex.spec, pictures)
-    canvas = torch.full((len(pictures), 3, 200, 200), torch.nan)
-    for view, pixels, (rows, cols) in zip(canvas, batch.pixels_ICHW, batch.grids_I2.tolist()):
-        view[:, : 4 * rows, : 4 * cols] = pixels[:, : 4 * rows, : 4 * cols]
-    with torch.no_grad():
-        features = naflex(PixelBatch(canvas, batch.grids_I2, batch.image_of_view_I))
-    assert torch.equal(features.patches_TV, see(naflex, pictures).patches_TV)
-    assert torch.equal(features.pooled_BE, see(naflex, pictures).pooled_BE)
-
-
 def test_the_first_view_gives_the_retrieval_vector(naflex, pictures, gap):
     plain = pixel_batch(naflex.spec, pictures[20:23])
-    shared = PixelBatch(plain.pixels_ICHW, plain.grids_I2, torch.tensor([0, 0, 1]))
+    shared = replace(plain, image_of_view_I=torch.tensor([0, 0, 1]))
     with torch.no_grad():
         assert gap(naflex(shared).pooled_BE, naflex(plain).pooled_BE[[0, 2]]) < 1e-6
 

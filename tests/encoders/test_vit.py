@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -130,7 +131,7 @@ def test_the_convolutional_stem_reaches_the_patch_size(patch_size):
 def test_the_first_view_gives_the_retrieval_vector(build, batch):
     encoder = build()
     plain = batch(encoder)
-    shared = PixelBatch(plain.pixels_ICHW, plain.grids_I2, torch.tensor([0, 0, 1]))
+    shared = replace(plain, image_of_view_I=torch.tensor([0, 0, 1]))
     assert torch.equal(run(encoder, shared).pooled_BE, run(encoder, plain).pooled_BE[[0, 2]])
 
 
@@ -161,7 +162,8 @@ def test_every_parameter_is_initialised_and_gets_a_gradient():
     encoder = ViT(**{**TINY, "pool": "map", "stem": "conv"})
     assert all(torch.isfinite(p).all() for p in encoder.parameters())
     assert 0.01 < encoder.positions.std() < 0.03
-    features = encoder(PixelBatch(torch.randn(2, 3, 32, 32), torch.tensor([[4, 4]] * 2), torch.arange(2)))
+    views = [view for _ in range(2) for view in encoder.spec.views((32, 32))]
+    features = encoder(PixelBatch.of(torch.randn(2 * 3 * 32 * 32), views, [0, 1]))
     (features.pooled_BE.square().sum() + features.patches_TV.square().sum()).backward()
     assert [n for n, p in encoder.named_parameters() if p.grad is None or not p.grad.any()] == []
 

@@ -152,8 +152,7 @@ class VisionEncoder(nn.Module, ABC):
 
     def move(self, batch: PixelBatch) -> PixelBatch:
         """Pixels to the encoder's device and type; the small integer tensors stay on the CPU."""
-        pixels = batch.pixels_ICHW.to(self.device, self.dtype)
-        return PixelBatch(pixels, batch.grids_I2, batch.image_of_view_I)
+        return batch.to(self.device, self.dtype)
 
     @property
     def fingerprint(self) -> str:

@@ -1,59 +1,79 @@
 """Images of a batch as views, and what every encoder does with the tokens of views.
 
-Shapes: I views, B images, P prefix + patches, T patches of all views, V width, C H W a view's pixels.
+Shapes: I views, B images, P prefix + patches, T patches of all views, V width, C H W a view's pixels,
+N numbers of all pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from vlmkit.encoders.spec import Pixels, VisionSpec
+from vlmkit.encoders.spec import VisionSpec
+from vlmkit.errors import VlmkitError
+from vlmkit.layouts import View
+
+CHANNELS = 3
 
 
 @dataclass(frozen=True)
 class PixelBatch:
-    """Views of a batch of images, in order of their image.
+    """Views of a batch of images, in order of their image, that of the whole image first; nothing is padded.
 
     Attributes:
-        pixels_ICHW: Normalised pixels of the views; smaller views at the top left, zeros beside them.
+        pixels_N: Normalised pixels, one (C, H, W) view after the other, flat.
+        sizes_I2: Height and width of each view in pixels (int64, on the CPU).
         grids_I2: Rows and columns of patches of each view (int64, on the CPU).
         image_of_view_I: Index of the image each view belongs to (int64, on the CPU).
     """
 
-    pixels_ICHW: Tensor
+    pixels_N: Tensor
+    sizes_I2: Tensor
     grids_I2: Tensor
     image_of_view_I: Tensor
+
+    @classmethod
+    def of(cls, pixels_N: Tensor, views: Sequence[View], owners: Sequence[int]) -> PixelBatch:
+        """From flat pixels, what a spec says of them, and the image of each view."""
+        sizes, grids = [(v.height, v.width) for v in views], [(v.rows, v.cols) for v in views]
+        return cls(pixels_N, torch.tensor(sizes), torch.tensor(grids), torch.tensor(owners))
+
+    def views(self) -> list[Tensor]:
+        """The pixels of each view on their own, (C, H, W); no copies."""
+        sizes = self.sizes_I2.tolist()
+        flat = torch.split(self.pixels_N, [CHANNELS * height * width for height, width in sizes])
+        return [own.view(CHANNELS, *size) for own, size in zip(flat, sizes, strict=True)]
+
+    @property
+    def pixels_ICHW(self) -> Tensor:
+        """All views as one tensor, for towers whose views are all of one size; no copy.
+
+        Raises:
+            VlmkitError: They are not.
+        """
+        sizes = sorted(set(map(tuple, self.sizes_I2.tolist())))
+        if len(sizes) != 1:
+            found = ", ".join(f"{height}x{width}" for height, width in sizes[:5])
+            raise VlmkitError(
+                f"this encoder takes views of one size, the layout makes {found}; use a layout of square "
+                "views (square, crop, pad), or one image at a time"
+            )
+        return self.pixels_N.view(-1, CHANNELS, *sizes[0])
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> PixelBatch:
+        """Pixels on a device and of a type; the small integer tensors stay on the CPU."""
+        return replace(self, pixels_N=self.pixels_N.to(device, dtype))
 
 
 def pixel_batch(spec: VisionSpec, images: Sequence[Image.Image]) -> PixelBatch:
     """Preprocess at least one image by the spec and put the views one after the other."""
-    pixels, grids, owners = [], [], []
-    for i, image in enumerate(images):
-        pixels += spec.preprocess(image)
-        views = spec.views(image.size)
-        grids += [(v.rows, v.cols) for v in views]
-        owners += [i] * len(views)
-    canvas_ICHW = np.zeros((len(pixels), *canvas_shape(pixels)), np.float32)
-    for canvas, picture in zip(canvas_ICHW, pixels, strict=True):
-        place(picture, canvas)
-    return PixelBatch(torch.from_numpy(canvas_ICHW), torch.tensor(grids), torch.tensor(owners))
-
-
-def canvas_shape(pixels: Iterable[Pixels]) -> tuple[int, int, int]:
-    """(3, H, W) into which each of at least one view fits."""
-    _, heights, widths = zip(*(picture.shape for picture in pixels), strict=True)
-    return 3, max(heights), max(widths)
-
-
-def place(picture: Pixels, canvas_CHW: Pixels) -> None:
-    """Write a view to the top left of its canvas."""
-    canvas_CHW[:, : picture.shape[1], : picture.shape[2]] = picture
+    pixels = [torch.from_numpy(view).flatten() for image in images for view in spec.preprocess(image)]
+    owned = [(view, i) for i, image in enumerate(images) for view in spec.views(image.size)]
+    return PixelBatch.of(torch.cat(pixels), [view for view, _ in owned], [i for _, i in owned])
 
 
 def first_patches(hidden_IPV: Tensor, prefix_tokens: int) -> Tensor:

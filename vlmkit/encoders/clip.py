@@ -15,7 +15,7 @@ from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.batch import PixelBatch, first_patches, first_views
 from vlmkit.encoders.hub import load_checkpoint, read_processor
 from vlmkit.encoders.processors import stated_layout, stated_pixels
-from vlmkit.encoders.spec import Resample, VisionSpec, hidden_state_index
+from vlmkit.encoders.spec import Resample, Stated, VisionSpec, hidden_state_index
 from vlmkit.encoders.tower import read_halves, resolve_options, rgb, run_blocks, stated, tower_config
 from vlmkit_connectors import VisionFeatures
 
@@ -59,7 +59,7 @@ class CLIPEncoder(VisionEncoder):
         self,
         vision_config: Mapping[str, Any] | None = None,
         layer: int = -2,
-        layout: str = "crop",
+        layout: Stated = "crop",
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
         resample: Resample = "bicubic",

@@ -21,7 +21,7 @@ from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.batch import PixelBatch, first_patches, first_views
 from vlmkit.encoders.hub import load_checkpoint, read_config, read_processor
 from vlmkit.encoders.processors import stated_crop, stated_pixels
-from vlmkit.encoders.spec import Resample, VisionSpec, hidden_state_index
+from vlmkit.encoders.spec import Resample, Stated, VisionSpec, hidden_state_index
 from vlmkit.encoders.tower import resolve_options, rgb, run_blocks, stated, tower_config, wrong_model
 from vlmkit.errors import UsageError
 from vlmkit_connectors import VisionFeatures
@@ -65,7 +65,7 @@ class DINOv2Encoder(VisionEncoder):
         image_size: int | None = None,
         shortest_edge: int = 0,
         layer: int = -2,
-        layout: str = "crop",
+        layout: Stated = "crop",
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         resample: Resample = "bicubic",

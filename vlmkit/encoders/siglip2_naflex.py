@@ -121,7 +121,7 @@ def flat_patches(batch: PixelBatch, patch_size: int) -> tuple[Tensor, Tensor]:
     """Patches of each view, padded to the longest: (I, N, F), and (I, N) on the CPU: which are there."""
     views = [
         _cut(pixels_CHW, rows, cols, patch_size)
-        for pixels_CHW, (rows, cols) in zip(batch.pixels_ICHW, batch.grids_I2.tolist(), strict=True)
+        for pixels_CHW, (rows, cols) in zip(batch.views(), batch.grids_I2.tolist(), strict=True)
     ]
     patches_INF = pad_sequence(views, batch_first=True)
     lengths_I = batch.grids_I2.prod(dim=1, keepdim=True)
@@ -135,9 +135,8 @@ def _mask(there_IN: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _cut(pixels_CHW: Tensor, rows: int, cols: int, side: int) -> Tensor:
-    """A view's own pixels, without the padding around them, to flat patches (rows * cols, F)."""
-    own = pixels_CHW[:, : rows * side, : cols * side]
-    return own.reshape(-1, rows, side, cols, side).permute(1, 3, 2, 4, 0).flatten(2).flatten(0, 1)
+    """A view's pixels to flat patches (rows * cols, F)."""
+    return pixels_CHW.view(-1, rows, side, cols, side).permute(1, 3, 2, 4, 0).flatten(2).flatten(0, 1)
 
 
 def _read(weights: str, given: Collection[str]) -> dict[str, Any]:

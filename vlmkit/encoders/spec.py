@@ -6,18 +6,21 @@ Workers, `plan` and exporters use a spec without loading a model.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from vlmkit.errors import UsageError, unknown_name
-from vlmkit.layouts import LAYOUTS, Frame, View
+from vlmkit.layouts import Frame, Layout, Piece, View, build_layout
 from vlmkit_retrieval.images import to_rgb
 
 Pixels = NDArray[np.float32]
 Resample = Literal["bilinear", "bicubic", "lanczos"]
+# A layout as a recipe states it: a name from `LAYOUTS`, or a mapping of `type` and options.
+Stated = str | dict[str, Any]
 RESAMPLES = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -39,7 +42,7 @@ class VisionSpec:
         prefix_tokens: Tokens in front of the patches (CLS, registers) that are dropped.
         layer: Which hidden state is read: an index into [embeddings, block 1, ..., block n], -1 the last.
         mean, std: Per-channel normalisation of pixels in [0, 1].
-        layout: How an image becomes views, a name from `LAYOUTS`.
+        layout: How an image becomes views: a name from `LAYOUTS`, or a mapping of `type` and options.
         resample: Interpolation, a name from `RESAMPLES`.
         embed_dim: Width of the retrieval space; 0 if there is none.
         shortest_edge: What layout `crop` brings the shorter edge to; 0 for `image_size`.
@@ -53,27 +56,27 @@ class VisionSpec:
     layer: int = -1
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    layout: str = "square"
+    layout: Stated = "square"
     resample: Resample = "bicubic"
     embed_dim: int = 0
     shortest_edge: int = 0
     max_patches: int = 0
 
     def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise unknown_name("layout", self.layout, LAYOUTS)
         if self.resample not in RESAMPLES:
             raise unknown_name("resample", self.resample, RESAMPLES)
-        if self.layout == "native" and self.max_patches < 1:
-            raise UsageError(
-                f"layout 'native' needs max_patches of 1 or more, found {self.max_patches}; "
-                "encoders with such a budget: siglip2_naflex"
-            )
         if 0 < self.shortest_edge < self.image_size:
             raise UsageError(
                 f"shortest_edge {self.shortest_edge} is smaller than image_size {self.image_size}; "
                 "give 0, or image_size or more"
             )
+        # A wrong layout is found here, not with the first image.
+        self.rule.views((self.image_size, self.image_size), self.frame)
+
+    @cached_property
+    def rule(self) -> Layout:
+        """The layout."""
+        return build_layout(self.layout)
 
     @property
     def frame(self) -> Frame:
@@ -81,18 +84,53 @@ class VisionSpec:
         edge = self.shortest_edge or self.image_size
         return Frame(self.image_size, self.patch_size, edge, self.max_patches)
 
-    def views(self, image_size: tuple[int, int]) -> tuple[View, ...]:
+    @property
+    def feature_width(self) -> int:
+        """Width of what the connector gets: scales of one view are joined channel by channel."""
+        return self.width * len(self.rule.scales)
+
+    def at(self, level: int) -> Layout:
+        """The layout made smaller `level` times (see `Layout.smaller`), to keep a token budget.
+
+        Raises:
+            UsageError: It cannot be made that small.
+        """
+        rule: Layout | None = self.rule
+        for _ in range(level):
+            rule = rule and rule.smaller(self.frame)
+        if rule is None:
+            raise UsageError(f"layout {self.layout!r} cannot be made smaller {level} times")
+        return rule
+
+    def views(self, image_size: tuple[int, int], level: int = 0) -> tuple[View, ...]:
         """The views of an image of (width, height) pixels, each a grid of patches.
 
         A pure function of sizes: no pixels are needed.
-        """
-        return LAYOUTS[self.layout].views(image_size, self.frame)
 
-    def preprocess(self, image: Image.Image) -> list[Pixels]:
-        """One float32 array of shape (3, height, width), normalised, for each of `views(image.size)`."""
+        Args:
+            image_size: (width, height).
+            level: How often the layout is made smaller, see `at`.
+        """
+        return self.at(level).views(image_size, self.frame)
+
+    def features(self, image_size: tuple[int, int], level: int = 0) -> tuple[View, ...]:
+        """The views as the connector gets them, see `Layout.features`."""
+        return self.at(level).features(image_size, self.frame)
+
+    def pieces(self, image_size: tuple[int, int], level: int = 0) -> tuple[Piece, ...]:
+        """How the views' tokens enter the sequence, see `Layout.pieces`."""
+        return self.at(level).pieces(image_size, self.frame)
+
+    def preprocess(self, image: Image.Image, level: int = 0) -> list[Pixels]:
+        """One float32 array of shape (3, height, width), normalised, for each of `views(image.size, level)`.
+
+        Args:
+            image: In any mode.
+            level: See `views`.
+        """
         fill = tuple(int(m * 255) for m in self.mean)
         resample = RESAMPLES[self.resample]
-        pictures = LAYOUTS[self.layout].pictures(to_rgb(image), self.frame, resample, fill)
+        pictures = self.at(level).pictures(to_rgb(image), self.frame, resample, fill)
         return [self._normalise(p) for p in pictures]
 
     def _normalise(self, picture: Image.Image) -> Pixels:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.batch import PixelBatch, first_patches, first_views
-from vlmkit.encoders.spec import VisionSpec, hidden_state_index
+from vlmkit.encoders.spec import Stated, VisionSpec, hidden_state_index
 from vlmkit.encoders.vit_parts import INIT_STD, Block, ConvStem, MapHead, PatchStem
 from vlmkit.errors import UsageError, unknown_name
 from vlmkit.weights import resolve_weights
@@ -58,7 +58,7 @@ class ViT(VisionEncoder):
         pool: Literal["cls", "mean", "map"] = "mean",
         embed_dim: int = 0,
         layer: int = -1,
-        layout: str = "square",
+        layout: Stated = "square",
         text_tower: str | None = None,
         weights: str | None = None,
     ) -> None:
