@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlmkit_connectors.base import Connector, Grid, ImageTokens, VisionFeatures, concat_encoders
+from vlmkit_connectors.base import Connector, Grid, ImageTokens, VisionFeatures
+from vlmkit_connectors.fuse import concat_encoders
 
 
 class MLPConnector(Connector):
@@ -38,8 +39,12 @@ class MLPConnector(Connector):
         self.layers = nn.Sequential(*layers)
 
     def num_tokens(self, grid: Grid) -> int:
-        """See `Connector.num_tokens`: ceil(rows / pool) * ceil(columns / pool)."""
-        return math.ceil(grid[0] / self.pool) * math.ceil(grid[1] / self.pool)
+        """See `Connector.num_tokens`."""
+        return math.prod(self.token_grid(grid))
+
+    def token_grid(self, grid: Grid) -> Grid:
+        """See `Connector.token_grid`: ceil(rows / pool) by ceil(columns / pool)."""
+        return math.ceil(grid[0] / self.pool), math.ceil(grid[1] / self.pool)
 
     def forward(self, features: Sequence[VisionFeatures], text: Tensor | None = None) -> ImageTokens:
         """See `Connector.forward`; the question is not looked at."""
