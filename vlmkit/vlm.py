@@ -19,6 +19,7 @@ from vlmkit.config import VLMConfig, build_connector, build_encoder
 from vlmkit.data.batch import listed_images, pixel_batches
 from vlmkit.data.masks import additive, branch_mask
 from vlmkit.encoders.base import VisionEncoder
+from vlmkit.encoders.scales import join_scales
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.messages import ImageSource
@@ -161,7 +162,9 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         features = []
         for encoder, batch in zip(self.encoders, batches, strict=True):
             assert isinstance(encoder, VisionEncoder)
-            features.append(encoder(encoder.move(batch)))
+            seen = encoder(encoder.move(batch))
+            scales = encoder.spec.rule.scales
+            features.append(join_scales(seen, scales) if len(scales) > 1 else seen)
         return features
 
     def image_tokens(self, features: Sequence[VisionFeatures], image_sizes: Tensor) -> list[Tensor]:

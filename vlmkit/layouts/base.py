@@ -80,7 +80,7 @@ class Mosaic:
         rows, cols: Tiles below and beside each other.
         image_size: (width, height) of the image whose proportions the cut keeps.
         max_tiles: The grid is scaled down to about as many tokens as this many tiles have; 0 for never.
-        newline: Whether one newline token follows each row.
+        newline: Whether one newline token ends each row.
     """
 
     first: int
