@@ -60,6 +60,8 @@ def assemble(recipe: Recipe) -> VLM:
         image_tokens=recipe.model.image_tokens.model_dump(),
     )
     model = VLM(config, encoders, language_model)
+    # Parts that do not fit together are found here, not with the first image.
+    model.count_tokens((model.spec.image_size, model.spec.image_size))
     model.processor = Processor.from_config(config, tokenizer)
     _set_generation(model, tokenizer)
     return model

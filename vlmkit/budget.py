@@ -22,6 +22,10 @@ def unlimited(sizes: Sequence[Size]) -> list[SizedImage]:
     return [(*size, 0) for size in sizes]
 
 
+# Levels without effect that are looked through: more than a layout has.
+LEVELS = 64
+
+
 @dataclass(frozen=True)
 class Budget:
     """Most image tokens.
@@ -44,33 +48,34 @@ class Budget:
         Raises:
             UsageError: The images cannot be made that small.
         """
-        images = [self._alone(size, count) for size in sizes]
-        while self.per_sample is not None and sum(map(count, images)) > self.per_sample:
-            largest = max(range(len(images)), key=lambda i: count(images[i]))
-            images[largest] = _smaller(images[largest], count, self.per_sample, len(images))
-        return images
-
-    def _alone(self, size: Size, count: Count) -> SizedImage:
-        image = (*size, 0)
-        while self.per_image is not None and count(image) > self.per_image:
-            image = _smaller(image, count, self.per_image, 1)
-        return image
+        images = [_within([(*size, 0)], count, self.per_image)[0] for size in sizes]
+        return _within(images, count, self.per_sample)
 
 
-def _smaller(image: SizedImage, count: Count, limit: int, images: int) -> SizedImage:
-    """The next level at which the image takes fewer tokens; a level may change nothing for its shape."""
+def _within(images: list[SizedImage], count: Count, limit: int | None) -> list[SizedImage]:
+    """Images that take no more than `limit` tokens together."""
+    while limit is not None and sum(map(count, images)) > limit:
+        by_tokens = sorted(range(len(images)), key=lambda i: -count(images[i]))
+        smaller = ((i, _smaller(images[i], count)) for i in by_tokens)
+        found = next(((i, image) for i, image in smaller if image is not None), None)
+        if found is None:
+            raise _too_many(images, count, limit)
+        images = [*images[: found[0]], found[1], *images[found[0] + 1 :]]
+    return images
+
+
+def _smaller(image: SizedImage, count: Count) -> SizedImage | None:
+    """The image at the next level at which it takes fewer tokens; None if there is none."""
     width, height, level = image
-    tokens = count(image)
-    # A rule that has no smaller form stays as it is: then so does the count, for good.
-    for further in range(level + 1, level + LEVELS):
-        if count((width, height, further)) < tokens:
-            return width, height, further
-    raise UsageError(
-        f"{images} image{'s' * (images > 1)} may take {limit} tokens; one of {width}x{height} pixels takes "
-        f"{tokens} at the least; allow more in model.image_tokens, or use a layout that can be made smaller "
-        "(native, anyres, tiles, split) or a connector with fewer tokens"
+    # A level may change nothing for an image's shape; a rule that has no smaller form stays as it is.
+    further = ((width, height, deeper) for deeper in range(level + 1, level + LEVELS))
+    return next((other for other in further if count(other) < count(image)), None)
+
+
+def _too_many(images: Sequence[SizedImage], count: Count, limit: int) -> UsageError:
+    sizes = ", ".join(f"{width}x{height}" for width, height, _ in images[:5])
+    return UsageError(
+        f"{len(images)} image{'s' * (len(images) > 1)} ({sizes} pixels) may take {limit} tokens and cannot "
+        f"take less than {sum(map(count, images))}; allow more in model.image_tokens, use a layout that can "
+        "be made smaller (native, anyres, tiles, split), or a connector with fewer tokens"
     )
-
-
-# Levels without effect that are looked through: more than a layout has.
-LEVELS = 64
