@@ -1,4 +1,4 @@
-"""Layouts of several views in a whole model: LLaVA-1.6 and LLaVA-OneVision of transformers, counts, newlines."""
+"""Layouts of several views in a whole model, against LLaVA-1.6 and LLaVA-OneVision of transformers."""
 
 import random
 
@@ -30,12 +30,7 @@ SIZES = [(40, 17), (16, 16), (9, 50), (33, 32), (100, 7)]
 def ask(model, sizes, noise):
     """Rows of one, two and no image."""
     images = [noise(i, size) for i, size in enumerate(sizes)]
-    rows = [
-        question(images[:1], "say yes"),
-        question(images[1:3], "say yes"),
-        question(images[3:], "say yes"),
-    ]
-    rows.append(question([], "say yes"))
+    rows = [question(own, "say yes") for own in (images[:1], images[1:3], images[3:], [])]
     return model.processor.prompts([r.conversation for r in rows], [r.images for r in rows])
 
 
@@ -122,10 +117,8 @@ def onevision(tiny_vlm):
 @pytest.mark.parametrize("pair", ["llava_next", "onevision"])
 def test_logits_are_the_reference_s(request, pair, noise, record_property):
     model, reference = request.getfixturevalue(pair)
-    # transformers treats several images in a row of OneVision as a gallery, one base view each: one a row here.
-    sizes = SIZES if pair == "llava_next" else SIZES[:1]
-    images = [noise(i, size) for i, size in enumerate(sizes)]
-    for image in images:
+    # One image a row: transformers takes several in a row of OneVision as a gallery, with one view each.
+    for image in [noise(i, size) for i, size in enumerate(SIZES)]:
         row = question([image], "say yes")
         batch = model.processor.prompts([row.conversation], [row.images])
         ours, theirs = logits(model, batch), logits(reference, their_inputs(model, batch))

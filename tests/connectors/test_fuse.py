@@ -50,7 +50,7 @@ def test_channels_come_together_on_the_first_one_s_grid():
 
 
 def test_other_views_are_refused():
-    with pytest.raises(ValueError, match="need the same views, found 3 views .* and 3 views .*groups"):
+    with pytest.raises(ValueError, match=r"need the same views, found 3 views .* and 3 views .*groups"):
         concat_encoders([features(GRIDS, 4), features(OTHER, 4, owners=[0, 1, 1])])
 
 
