@@ -6,7 +6,7 @@ Shapes: B images, V width, H W rows and columns.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers import ConvNextConfig, ConvNextModel, ConvNextV2Config, ConvNextV2Model
@@ -24,7 +24,7 @@ class ConvNextEncoder(ConvPyramid):
 
     family = "convnext"
     config_class, model_class, model_types = ConvNextConfig, ConvNextModel, ("convnext",)
-    fields = (
+    fields: ClassVar[tuple[str, ...]] = (
         "image_size", "patch_size", "num_stages", "hidden_sizes", "depths", "hidden_act", "layer_norm_eps",
         "initializer_range", "layer_scale_init_value", "drop_path_rate",
     )  # fmt: skip

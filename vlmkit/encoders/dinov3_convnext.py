@@ -35,7 +35,7 @@ class DINOv3ConvNextEncoder(ConvPyramid):
 
     def stride(self, config: Any, run: int) -> int:
         """The stem's is no field of the configuration."""
-        return STEM * 2 ** max(run - 1, 0)
+        return STEM << max(run - 1, 0)
 
     def embed(self, pixels_ICHW: Tensor) -> Tensor:
         """The stem, which is the halving of the first stage."""

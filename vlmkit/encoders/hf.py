@@ -134,10 +134,16 @@ class HFEncoder(VisionEncoder):
         for name, value in self.fixed.items():
             setattr(config, name, value)
         self._check_text(text_tower)
-        given = {"layer": layer, "layout": layout, "mean": mean, "std": std, "resample": resample}
-        chosen = {k: getattr(self.default, k) if v is None else v for k, v in given.items()}
+        given: dict[str, Any] = {
+            "layer": layer,
+            "layout": layout,
+            "mean": mean,
+            "std": std,
+            "resample": resample,
+        }
+        chosen: dict[str, Any] = {k: getattr(self.default, k) if v is None else v for k, v in given.items()}
         run = hidden_state_index(self.family, chosen["layer"], self.depth(config))
-        side = self._side(config, image_size, self.stride(config, run))
+        side = self.side(config, image_size, self.stride(config, run))
         complete = {
             "vision_config": stated(config, fields),
             "image_size": side,
@@ -186,6 +192,22 @@ class HFEncoder(VisionEncoder):
     def takes_any_side(self, config: Any) -> bool:
         """Whether views may have another side than the configuration's `image_size`."""
         return True
+
+    def side(self, config: Any, given: int | None, stride: int) -> int:
+        """Side of a view in pixels.
+
+        Raises:
+            UsageError: It does not fit the patches or the positions.
+        """
+        own = int(stated(config, ["image_size"])["image_size"])
+        side = own if given is None else given
+        if side != own and not self.takes_any_side(config):
+            raise UsageError(
+                f"{self.family}: found image_size {side}; its positions are for views of {own} pixels only"
+            )
+        if side < 1 or (side % stride and not self.cuts_side):
+            raise UsageError(f"{self.family}: image_size {side} is not a multiple of patch_size {stride}")
+        return side
 
     def vector_width(self, config: Any) -> int:
         """Width of the retrieval vector; 0 for none."""
@@ -257,7 +279,7 @@ class HFEncoder(VisionEncoder):
         if tower.model_type not in cls.model_types:
             raise wrong_model(cls.family, weights, config.model_type)
         _, _, fields = cls.classes(tower.to_dict())
-        found = {"vision_config": stated(tower, fields)}
+        found: dict[str, Any] = {"vision_config": stated(tower, fields)}
         if cls.has_text:
             found["text_tower"] = None if tower is config else weights
         stored = read_processor(weights)
@@ -275,26 +297,14 @@ class HFEncoder(VisionEncoder):
 
     def load(self, weights: str) -> None:
         """See `VisionEncoder.load`; `weights` is a checkpoint of the tower, or of a model that holds it."""
-        optional = [self.leftover]
-        if not self.spec.embed_dim:
-            optional += [f"^{name}\\." for name in self.unread()]
+        optional = [] if self.spec.embed_dim else [f"^{name}\\." for name in self.unread()]
         arguments = {"config": self.vision.config, **self.model_arguments}
         if self.renamed:
             arguments["key_mapping"] = dict(self.renamed)
-        loaded = load_checkpoint(type(self.vision), weights, "|".join(optional), **arguments)
+        whole = _expecting(type(self.vision), self.leftover)
+        loaded = load_checkpoint(whole, weights, "|".join(optional), **arguments)
         theirs = loaded.state_dict()
         self.vision.load_state_dict({name: theirs[name] for name in self.vision.state_dict()})
-
-    def _side(self, config: Any, given: int | None, stride: int) -> int:
-        own = int(stated(config, ["image_size"])["image_size"])
-        side = own if given is None else given
-        if side != own and not self.takes_any_side(config):
-            raise UsageError(
-                f"{self.family}: found image_size {side}; its positions are for views of {own} pixels only"
-            )
-        if side < 1 or (side % stride and not self.cuts_side):
-            raise UsageError(f"{self.family}: image_size {side} is not a multiple of patch_size {stride}")
-        return side
 
     def _check_text(self, text_tower: str | None) -> None:
         if text_tower is not None and not self.has_text:
@@ -302,3 +312,13 @@ class HFEncoder(VisionEncoder):
                 f"{self.family}: found text_tower {text_tower!r}; no text shares its space. Leave it out, or "
                 "use clip or siglip"
             )
+
+
+def _expecting(cls: Any, leftover: str) -> Any:
+    """The model's class, for which what else a checkpoint holds is no surprise to be reported.
+
+    It passes for the library's own: transformers renames no old tensors for a class from elsewhere.
+    """
+    ignored = [*(cls._keys_to_ignore_on_load_unexpected or []), leftover]
+    named = {"__module__": cls.__module__, "_keys_to_ignore_on_load_unexpected": ignored}
+    return type(cls.__name__, (cls,), named)

@@ -28,7 +28,7 @@ class Pyramid(HFEncoder):
 
     def stride(self, config: Any, run: int) -> int:
         """Side in pixels of what a token of a stage stands for."""
-        return super().stride(config, run) * 2 ** max(run - 1, 0)
+        return super().stride(config, run) << max(run - 1, 0)
 
     def vector_width(self, config: Any) -> int:
         """That of the last stage."""

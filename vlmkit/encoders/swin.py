@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers import SwinConfig, SwinModel, Swinv2Config, Swinv2Model
 
 from vlmkit.encoders.hf import DROPOUTS, Block, facts
 from vlmkit.encoders.pyramid import Pyramid
+from vlmkit.errors import UsageError
 
 TINY = {
     "image_size": 64, "patch_size": 4, "embed_dim": 16, "depths": [1, 2, 1], "num_heads": [1, 2, 2],
@@ -30,7 +31,7 @@ class SwinEncoder(Pyramid):
 
     family = "swin"
     config_class, model_class, model_types = SwinConfig, SwinModel, ("swin",)
-    fields = (
+    fields: ClassVar[tuple[str, ...]] = (
         "image_size", "patch_size", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio",
         "qkv_bias", "drop_path_rate", "hidden_act", "use_absolute_embeddings", "layer_norm_eps", *DROPOUTS,
     )  # fmt: skip
@@ -41,6 +42,23 @@ class SwinEncoder(Pyramid):
     def width(self, config: Any, run: int) -> int:
         """Each stage has double the width of the one below."""
         return int(config.embed_dim * 2 ** max(run - 1, 0))
+
+    def side(self, config: Any, given: int | None, stride: int) -> int:
+        """See `HFEncoder.side`; each stage needs a whole window, as transformers cuts no bias."""
+        side = grid = super().side(config, given, stride)
+        grid //= config.patch_size
+        for _ in config.depths[1:]:
+            grid = -(-grid // 2)
+        if grid < self.smallest_grid(config):
+            raise UsageError(
+                f"{self.family}: image_size {side} leaves {grid} x {grid} tokens in the last stage, less "
+                f"than a window of {config.window_size} x {config.window_size}; give a larger image_size"
+            )
+        return side
+
+    def smallest_grid(self, config: Any) -> int:
+        """Fewest rows of tokens that the last stage can work on."""
+        return int(config.window_size)
 
     def embed(self, pixels_ICHW: Tensor) -> Tensor:
         """Without the grid that transformers gives with it."""
@@ -72,6 +90,10 @@ class SwinV2Encoder(SwinEncoder):
     family = "swinv2"
     config_class, model_class, model_types = Swinv2Config, Swinv2Model, ("swinv2",)
     fields = (*SwinEncoder.fields, "pretrained_window_sizes")
+
+    def smallest_grid(self, config: Any) -> int:
+        """Windows shrink to the grid."""
+        return 1
 
 
 def _run(stage: Any, grid: tuple[int, int], halve: Any, hidden_IPV: Tensor) -> Tensor:
