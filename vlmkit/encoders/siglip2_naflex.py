@@ -21,9 +21,10 @@ from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
 from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.batch import PixelBatch, first_views
+from vlmkit.encoders.hf import HALF, tiny_vit
 from vlmkit.encoders.hub import load_checkpoint, read_processor
 from vlmkit.encoders.processors import stated_budget, stated_pixels
-from vlmkit.encoders.siglip import HALF, NOT_VISION
+from vlmkit.encoders.siglip import NOT_VISION
 from vlmkit.encoders.spec import Resample, VisionSpec, hidden_state_index
 from vlmkit.encoders.tower import read_halves, resolve_options, rgb, run_blocks, stated, tower_config
 from vlmkit.errors import UsageError
@@ -89,6 +90,11 @@ class NaFlexEncoder(VisionEncoder):
             embed_dim=config.hidden_size if complete["vision_use_head"] else 0,
         )  # fmt: skip
         self.vision = VisionHalf(config)
+
+    @classmethod
+    def tiny_options(cls) -> dict[str, Any]:
+        """See `VisionEncoder.tiny_options`."""
+        return {**tiny_vit(image_size=None, num_patches=16), "max_num_patches": 16}
 
     @classmethod
     def resolve(cls, **options: Any) -> dict[str, Any]:

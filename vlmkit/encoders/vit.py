@@ -8,7 +8,7 @@ Shapes: I views, B images, P prefix + patches, T patches of all views, V width, 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,11 @@ class ViT(VisionEncoder):
         self.map_head = MapHead(width, heads) if pool == "map" else None
         self.head = nn.Linear(width, embed_dim, bias=False) if embed_dim else None
         self.reset_parameters()
+
+    @classmethod
+    def tiny_options(cls) -> dict[str, Any]:
+        """See `VisionEncoder.tiny_options`."""
+        return {"image_size": 32, "patch_size": 8, "width": 32, "depth": 3, "heads": 2}
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
