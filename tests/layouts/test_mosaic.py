@@ -27,7 +27,11 @@ def model(kind, config, pinpoints):
     there = [[h * SIDE, w * SIDE] for w, h in pinpoints]
     vision, text = CLIPVisionConfig(**VISION), LlamaConfig(**TEXT)
     stated = config(
-        vision_config=vision, text_config=text, image_grid_pinpoints=there, image_token_index=7, image_token_id=7
+        vision_config=vision,
+        text_config=text,
+        image_grid_pinpoints=there,
+        image_token_index=7,
+        image_token_id=7,
     )
     return kind(stated)
 
@@ -99,7 +103,7 @@ def test_another_part_is_seen(sizes, next_model):
 
 
 def test_hand_computed():
-    """Two tiles of 4 x 4 tokens beside each other show 40 x 10: 2 of 4 rows; with 16 tokens at most nothing."""
+    """Two tiles of 4 x 4 tokens beside each other show 40 x 10 pixels in 2 of 4 rows."""
     wide = Mosaic(first=1, rows=1, cols=2, image_size=(40, 10))
     assert mosaic_box(wide, (4, 4)) == Box(1, 0, 2, 8, 2, 8, True)
     assert mosaic_box(wide, (4, 4)).tokens == 2 * (8 + 1)
