@@ -1,7 +1,6 @@
 """The features of several scales of an image, joined channel by channel (S2); see `vlmkit/layouts/scales.py`.
 
-Shapes: I views of an image, T patches of all views, V width of the encoder, B images, R C rows and columns of
-a view, s a scale.
+Shapes: B images, I views of an image, R C rows and columns of a view, V width of the encoder, s a scale.
 """
 
 from __future__ import annotations

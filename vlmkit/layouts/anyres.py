@@ -112,12 +112,19 @@ class AnyRes(Layout):
         return [whole, *cut(canvas, side)]
 
     def smaller(self, frame: Frame) -> Self | None:
-        """See `Layout.smaller`: without the largest canvases; at last one tile, then none."""
+        """See `Layout.smaller`.
+
+        With a limit of tokens, the limit of one tile less; else without the largest canvases. Then one tile
+        beside the whole image, then the whole image alone.
+        """
         tiles = self.canvases(frame)
         if not tiles:
             return None
         largest = max(w * h for w, h in tiles)
-        fewer = tuple((w, h) for w, h in tiles if w * h < largest)
+        limit = min(self.max_tiles, largest) - 1
+        if limit > 0:
+            return replace(self, max_tiles=limit)
+        fewer = tuple((w, h) for w, h in tiles if w * h < largest and not self.max_tiles)
         if not fewer and largest > 1:
             fewer = ((1, 1),)
         return replace(self, pinpoints=fewer, unit="tiles")

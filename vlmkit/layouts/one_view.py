@@ -71,7 +71,7 @@ class Pad(OneSquare):
 class Letterbox(OneSquare):
     """Pad both sides by half of the difference, truncated, then as `crop`; Prismatic's `letterbox`.
 
-    Where width and height differ by an even number this is `pad`. Where they differ by an odd number the canvas
+    Where width and height differ by an even number this is `pad`. With an odd difference the canvas
     is one pixel short of a square: it is resized by its shorter edge, and the longer one is cut at both ends.
     A picture of 2 x 1 pixels is cut, not padded. Karamcheti et al. 2024, https://arxiv.org/abs/2402.07865,
     TRI-ML/prismatic-vlms `LetterboxPad`.
