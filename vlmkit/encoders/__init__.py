@@ -15,6 +15,7 @@ ENCODERS: dict[str, str] = {
     "dinov2": "vlmkit.encoders.dinov2:DINOv2Encoder",
     "siglip": "vlmkit.encoders.siglip:SigLIPEncoder",
     "siglip2_naflex": "vlmkit.encoders.siglip2_naflex:NaFlexEncoder",
+    "timm": "vlmkit.encoders.timm_tower:TimmEncoder",
     "vit": "vlmkit.encoders.vit:ViT",
 }
 
