@@ -41,7 +41,8 @@ def import_timm() -> Any:
         reason = str(error).strip().partition("\n")[0]
         raise VlmkitError(
             f"timm imports torchvision, which fails here ({reason}); timm needs the torchvision that "
-            f"belongs to the installed torch {torch.__version__}: install that one, then pip install 'vlmkit[timm]'"
+            f"belongs to the installed torch {torch.__version__}: install that one, then do: "
+            "pip install 'vlmkit[timm]'"
         ) from error
     timm = importlib.import_module("timm")
     if tuple(int(n) for n in timm.__version__.split(".")[:3] if n.isdigit()) < OLDEST:

@@ -40,13 +40,13 @@ class TimmEncoder(VisionEncoder):
     the model's own `forward_head(pre_logits=True)`, which timm calls the embedding: images only.
 
     Args:
-        model: Name in timm with its tag, e.g. `vit_small_patch16_224.augreg_in21k`; absent: that of `weights`.
+        model: Name in timm with its tag, e.g. `vit_small_patch16_224.augreg_in21k`; absent: of `weights`.
         model_args: More arguments of `timm.create_model`, which change the architecture, e.g. `depth`.
         image_size: Side of a view in pixels; absent: timm's. Position tables of weights are resized to it.
         layer: Which state feeds the connector. In a plain tower an index into [embeddings, block 1, ...,
             block n], in one that shrinks its grid into timm's feature levels (`model.feature_info`: for some
-            models the first is the stem). Never followed by the model's final norm, not even the last. Absent:
-            -2 in a plain tower, as in LLaVA, else -1.
+            models the first is the stem). Never followed by the model's final norm, not even the last.
+            Absent: -2 in a plain tower, as in LLaVA, else -1.
         pooled: Whether to compute the retrieval vector; without it nothing above `layer` runs.
         projection: Outputs of the model's final layer, where that projects into a space shared with text (512
             for `fastvit_mci0.apple_mclip`); the retrieval vector is then its output. 0: that layer's input.

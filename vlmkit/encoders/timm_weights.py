@@ -43,11 +43,12 @@ def find_source(model: str | None, weights: str | None) -> Source:
         UsageError: Neither names a model, or they name different ones.
         VlmkitError: The checkpoint cannot be read.
     """
-    stored = None if weights is None else _stored(weights)
+    stored = None if weights is None else _stored(model, weights)
     if model is None and stored is None:
         raise UsageError(
             f"timm: found no model and weights {weights!r}; state model, such as "
-            "vit_small_patch16_224.augreg_in21k, or weights that state it, such as timm/vit_small_patch16_224.augreg_in21k"
+            "vit_small_patch16_224.augreg_in21k, or weights that state it, such as "
+            "timm/vit_small_patch16_224.augreg_in21k"
         )
     if stored is None:
         assert model is not None
@@ -59,14 +60,18 @@ def find_source(model: str | None, weights: str | None) -> Source:
     return stored
 
 
-def _stored(weights: str) -> Source | None:
+def _stored(model: str | None, weights: str) -> Source | None:
     """What timm's table or a config.json states about a checkpoint; None for one without."""
-    if Path(weights).expanduser().is_file():
+    path = Path(weights).expanduser()
+    if path.is_file():
         return None
-    name = weights.removeprefix(HUB)
-    published = weights.startswith(HUB) and not Path(weights).is_dir()
-    if published and import_timm().is_model(name.partition(".")[0]):
-        return Source(name, {}, statement(name))
+    if not path.is_dir():
+        name = weights.removeprefix(HUB)
+        if weights.startswith(HUB) and import_timm().is_model(name.partition(".")[0]):
+            return Source(name, {}, statement(name))
+        # Some of timm's checkpoints lie in repositories of other owners.
+        if model is not None and statement(model).get("hf_hub_id") == weights:
+            return Source(model, {}, statement(model))
     file = _find(weights, ["config.json"])
     return None if file is None else _read(weights, json.loads(file.read_text(encoding="utf-8")))
 
