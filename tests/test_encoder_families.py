@@ -20,6 +20,11 @@ FAMILIES = {
     "clip": {"vision_config": {**FIXED, "projection_dim": 8}},
     "siglip": {"vision_config": FIXED},
     "siglip2_naflex": {"vision_config": {**SIZE, "patch_size": 4, "num_patches": 9}, "max_num_patches": 20},
+    "timm": {
+        "model": "vit_tiny_patch16_224.augreg_in21k",
+        "model_args": {"patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "reg_tokens": 2},
+        "image_size": 16,
+    },
     "dinov2": {"vision_config": {**DINO, "num_register_tokens": 3}, "image_size": 24, "shortest_edge": 28},
 }
 
@@ -30,6 +35,8 @@ FAMILIES |= {name: encoder_class(name).tiny_options() for name in ENCODERS if na
 
 @pytest.fixture(params=FAMILIES)
 def model(request, tiny_vlm):
+    if request.param == "timm":
+        request.getfixturevalue("timm")
     return tiny_vlm(encoder={"type": request.param, **FAMILIES[request.param]})
 
 

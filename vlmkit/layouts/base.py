@@ -129,7 +129,10 @@ class Layout(ABC):
         return self.views(image_size, frame)
 
     def pieces(self, image_size: Size, frame: Frame) -> tuple[Piece, ...]:
-        """How the tokens of `features` enter the sequence, each view once: by default view after view."""
+        """How the tokens of `features` enter the sequence: by default view after view.
+
+        A view that no piece names is encoded for the retrieval vector alone.
+        """
         return tuple(Alone(i) for i in range(len(self.features(image_size, frame))))
 
     def smaller(self, frame: Frame) -> Self | None:
