@@ -11,11 +11,12 @@ from PIL import Image
 from vlmkit.encoders.base import VisionEncoder
 from vlmkit.errors import UsageError, VlmkitError, unknown_name
 from vlmkit.look.draw import draw, require_plots
-from vlmkit.look.panels import PANELS, SOURCES, Options, Panel
-from vlmkit.look.scene import NotPossible, observe
+from vlmkit.look.panel import Options, Panel
+from vlmkit.look.panels import PANELS
+from vlmkit.look.scene import NotPossible, evaluating, observe
 from vlmkit.vlm import VLM
 
-__all__ = ["PANELS", "SOURCES", "Options", "Seen", "look"]
+__all__ = ["PANELS", "Options", "Seen", "look"]
 
 
 @dataclass(frozen=True)
@@ -59,25 +60,20 @@ def look(
     vlm = model if isinstance(model, VLM) else None
     encoder = model.vision_encoder if isinstance(model, VLM) else model
     names = _names(only, options, vlm)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    drawn: dict[str, list[Panel]] = {}
+    left_out: dict[str, str] = {}
+    with evaluating(model):
         scene = observe(encoder, image)
-        drawn: dict[str, list[Panel]] = {}
-        left_out: dict[str, str] = {}
         for panel in names:
             try:
                 drawn[panel] = PANELS[panel](scene, options, vlm)
             except NotPossible as reason:
                 left_out[panel] = str(reason)
-    finally:
-        for module in training:
-            module.training = True
     if not drawn:
         raise VlmkitError("; ".join(f"{panel}: {reason}" for panel, reason in left_out.items()))
     asked = f'; asked: "{options.question}"' if "answer" in drawn else ""
     size = f"{image.width} x {image.height} px"
-    header = f"{title}: {size}, encoder {encoder.name}, layout {encoder.spec.layout}{asked}"
+    header = f"{title}; image of {size}, encoder {encoder.name}, layout {encoder.spec.layout}{asked}"
     draw([panel for group in drawn.values() for panel in group], scene.roles, header, Path(path))
     return Seen(tuple(drawn), left_out)
 

@@ -6,7 +6,7 @@ Shapes: L layers, H heads, P tokens of one view (prefix + patches).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -113,22 +113,22 @@ class _OnePatchChanged(VisionSpec):
         return views
 
 
-def mean_heads(rows: Rows, head: int | None = None) -> list[Tensor]:
+def layer_maps(rows: Rows, head: int | None = None) -> Iterator[Tensor]:
     """(P, P) for each layer of one view: of one head (from 0), or the mean of all."""
-    maps = []
     for call, row in rows:
         heads_HPP = call.probabilities()[row]
-        maps.append(heads_HPP.mean(dim=0) if head is None else heads_HPP[head])
-    return maps
+        yield heads_HPP.mean(dim=0) if head is None else heads_HPP[head]
 
 
-def rollout(layers_LPP: Sequence[Tensor]) -> Tensor:
+def rollout(layers_LPP: Iterable[Tensor]) -> Tensor:
     """Attention rollout: how much of each input token reaches each output token, (P, P); rows sum to 1.
 
     Abnar and Zuidema 2020 (https://arxiv.org/abs/2005.00928): each layer is half attention, half the residual
     stream, and layers are multiplied.
     """
-    reached_PP = torch.eye(len(layers_LPP[0]), device=layers_LPP[0].device)
+    reached_PP = None
     for layer_PP in layers_LPP:
-        reached_PP = (layer_PP + torch.eye(len(layer_PP), device=layer_PP.device)) / 2 @ reached_PP
+        half_PP = (layer_PP + torch.eye(len(layer_PP), device=layer_PP.device)) / 2
+        reached_PP = half_PP if reached_PP is None else half_PP @ reached_PP
+    assert reached_PP is not None, "there is at least one layer"
     return reached_PP

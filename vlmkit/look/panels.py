@@ -1,76 +1,20 @@
-"""What each panel shows, as arrays and words; nothing is drawn here.
-
-Rows and columns, layers, heads and answer tokens count from 1 in what users read and give.
-"""
+"""What each panel shows, as arrays and words; the table of all panels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from vlmkit.errors import UsageError
 from vlmkit.look.answer import Looked, looked_at
-from vlmkit.look.attention import mean_heads, rollout, view_layers
+from vlmkit.look.attention_panel import attention_panel
 from vlmkit.look.features import cosine_to, principal_colours
-from vlmkit.look.place import Place, place_of
+from vlmkit.look.panel import Floats, Options, Panel, patch_in_words
+from vlmkit.look.place import place_of
 from vlmkit.look.positions import position_table, similarity_maps
 from vlmkit.look.scene import Scene
 from vlmkit.vlm import VLM
-
-Floats = NDArray[np.float32]
-Source = Literal["prefix", "mean", "at"]
-SOURCES: tuple[Source, ...] = ("prefix", "mean", "at")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to show; None for the default.
-
-    Attributes:
-        head: Attention head of the encoder; without it the mean of all.
-        layer: Its attention layer; without it, and without a head, rollout over all.
-        source: Whose attention: of the first `prefix` token, the `mean` of all patches, the patch `at`.
-        at: (x, y) in pixels of the original image; None for its centre.
-        question: For a VLM.
-        token: Of its answer.
-        llm_layer: Attention layer of the language model; None for the middle one.
-    """
-
-    head: int | None = None
-    layer: int | None = None
-    source: Source | None = None
-    at: tuple[float, float] | None = None
-    question: str | None = None
-    token: int = 1
-    llm_layer: int | None = None
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One panel of the picture.
-
-    Attributes:
-        title: Says exactly what is shown.
-        tiles: One for each view: colours (rows, cols, 3) in [0, 1], or numbers (rows, cols).
-        cell: Pixels of the view along the edge of one cell of a tile.
-        scale: What the numbers are; None for colours.
-        mark: A patch to mark.
-        grid: Side of the patches whose borders are drawn over it, in pixels; 0 for none.
-        views: Whether the tiles are the views of the image; else the panel has one picture of another kind.
-    """
-
-    title: str
-    tiles: tuple[Floats, ...]
-    cell: int = 1
-    scale: str | None = None
-    mark: Place | None = None
-    grid: int = 0
-    views: bool = True
 
 
 def image_panel(scene: Scene, options: Options, model: VLM | None) -> list[Panel]:
@@ -96,74 +40,13 @@ def pca_panel(scene: Scene, options: Options, model: VLM | None) -> list[Panel]:
     return [Panel(title, tiles, scene.encoder.spec.patch_size)]
 
 
-def attention_panel(scene: Scene, options: Options, model: VLM | None) -> list[Panel]:
-    """One head, a mean of heads, or rollout."""
-    views = view_layers(scene)
-    layers, heads = len(views[0]), views[0][0][0].heads
-    _check("attention layer", options.layer, layers)
-    _check("head", options.head, heads)
-    prefix = scene.encoder.spec.prefix_tokens
-    source = options.source or ("prefix" if prefix else "mean")
-    if source == "prefix" and not prefix:
-        raise UsageError(
-            f"encoder {scene.encoder.name!r} has no CLS token or other prefix; take --from mean or at"
-        )
-    rows = options.layer is None and options.head is None
-    chosen = options.layer or layers
-    head = None if options.head is None else options.head - 1
-    maps_PP = [
-        rollout(mean_heads(own)) if rows else mean_heads(own[chosen - 1 : chosen], head)[0] for own in views
-    ]
-    place = place_of(scene.encoder.spec, scene.image.size, options.at) if source == "at" else None
-    tiles = []
-    for number, ((high, wide), map_PP) in enumerate(zip(scene.grids, maps_PP)):
-        tiles.append(_from(map_PP, prefix, source, place, number, (high, wide)))
-    how = f"Attention rollout over layers 1 to {layers}" if rows else f"Attention, layer {chosen} of {layers}"
-    which = f"mean of {heads} heads" if head is None else f"head {options.head} of {heads}"
-    title = f"{how}, {which}, from {_source_in_words(source, prefix, place)} to each patch"
-    size = scene.encoder.spec.patch_size
-    return [Panel(title, tuple(tiles), size, "% of the attention", mark=place)]
-
-
-def _from(
-    map_PP: torch.Tensor, prefix: int, source: Source, place: Place | None, view: int, grid: tuple[int, int]
-) -> Floats:
-    """Percent of one token's attention, or of the patches' mean, that goes to each patch of a view."""
-    if source == "prefix":
-        row_P = map_PP[0]
-    elif source == "mean":
-        row_P = map_PP[prefix : prefix + grid[0] * grid[1]].mean(dim=0)
-    else:
-        assert place is not None
-        row_P = map_PP[prefix + place.row * grid[1] + place.col]
-        if place.view != view:
-            row_P = torch.full_like(row_P, torch.nan)
-    tile: Floats = 100 * row_P[prefix : prefix + grid[0] * grid[1]].cpu().numpy().reshape(grid)
-    return tile
-
-
-def _source_in_words(source: Source, prefix: int, place: Place | None) -> str:
-    if place is not None:
-        return _patch_in_words(place)
-    if source == "mean":
-        return "the mean of all patches"
-    return "the one prefix token" if prefix == 1 else f"the first of {prefix} prefix tokens"
-
-
-def _patch_in_words(place: Place) -> str:
-    view = f" of view {place.view + 1}" if place.view else ""
-    return f"the marked patch (row {place.row + 1}, column {place.col + 1}{view})"
-
-
 def similarity_panel(scene: Scene, options: Options, model: VLM | None) -> list[Panel]:
     """One patch compared with all."""
     place = place_of(scene.encoder.spec, scene.image.size, options.at)
     one_V = scene.patches_NV[place.view][place.row * scene.grids[place.view][1] + place.col]
     parts = zip(scene.patches_NV, scene.grids)
     tiles = tuple(cosine_to(patches, one_V).reshape(grid) for patches, grid in parts)
-    title = (
-        f"Cosine of patch features (hidden state {scene.encoder.spec.layer}) with {_patch_in_words(place)}"
-    )
+    title = f"Cosine of patch features (hidden state {scene.encoder.spec.layer}) with {patch_in_words(place)}"
     return [Panel(title, tiles, scene.encoder.spec.patch_size, "cosine", mark=place)]
 
 
@@ -205,11 +88,6 @@ def _lit(picture: Floats, own: Floats, looked: Looked, size: int) -> Floats:
     lit: Floats = np.zeros_like(picture)
     lit[: len(bright), : bright.shape[1]] = bright[..., None]
     return lit * picture
-
-
-def _check(kind: str, number: int | None, count: int) -> None:
-    if number is not None and not 1 <= number <= count:
-        raise UsageError(f"the encoder has no {kind} {number}; it has 1 to {count}")
 
 
 Builder = Callable[[Scene, Options, VLM | None], list[Panel]]

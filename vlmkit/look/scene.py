@@ -5,13 +5,15 @@ Shapes: I views, N patches of a view, V width, H W a view's pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlmkit.encoders.base import VisionEncoder, pixel_batch
 from vlmkit.encoders.spec import VisionSpec
@@ -63,6 +65,18 @@ def observe(encoder: VisionEncoder, image: Image.Image) -> Scene:
     roles = tuple(view.role for view in spec.views(image.size))
     patches = tuple(_floats(view) for view in features.views())
     return Scene(encoder, image, tuple(pictures), roles, tuple(features.grids), patches, tuple(calls))
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every submodule has its own mode back."""
+    training = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True
 
 
 @torch.no_grad()
