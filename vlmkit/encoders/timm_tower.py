@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.batch import PixelBatch, first_views
-from vlmkit.encoders.spec import Resample, VisionSpec
+from vlmkit.encoders.spec import Resample, Stated, VisionSpec
 from vlmkit.encoders.timm_config import complete, embed_dim, level_index
 from vlmkit.encoders.timm_model import build
 from vlmkit.encoders.timm_order import block_input
@@ -65,7 +65,7 @@ class TimmEncoder(VisionEncoder):
         layer: int | None = None,
         pooled: bool = True,
         projection: int = 0,
-        layout: str | None = None,
+        layout: Stated | None = None,
         shortest_edge: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
