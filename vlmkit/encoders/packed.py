@@ -42,16 +42,14 @@ def packed_attention(
     """
     runs = [(length, len(list(equal))) for length, equal in groupby(lengths)]
     spans = [length * count for length, count in runs]
-    of_length: dict[int, list[int]] = defaultdict(list)
-    for i, (length, _) in enumerate(runs):
-        of_length[length].append(i)
-    q_spans, k_spans, v_spans = (x.split(spans) for x in (q_THD, k_THD, v_THD))
+    q_spans, k_spans, v_spans = (torch.split(x_THD, spans) for x_THD in (q_THD, k_THD, v_THD))
     out_spans: dict[int, Tensor] = {}
-    for length, members in of_length.items():
+    for length, members in by_length([length for length, _ in runs]).items():
         q_IHND, k_IHND, v_IHND = (_batch(x, members, length) for x in (q_spans, k_spans, v_spans))
         out_IHND = scaled_dot_product_attention(q_IHND, k_IHND, v_IHND, dropout_p=dropout, scale=scale)
-        parts = out_IHND.transpose(1, 2).flatten(0, 1).split([spans[i] for i in members])
-        out_spans.update(zip(members, parts, strict=True))
+        out_THD = out_IHND.transpose(1, 2).flatten(0, 1)
+        own = torch.split(out_THD, [spans[i] for i in members])
+        out_spans.update(zip(members, own, strict=True))
     return _join([out_spans[i] for i in range(len(runs))])
 
 
@@ -64,6 +62,14 @@ def _batch(spans: Sequence[Tensor], members: Sequence[int], length: int) -> Tens
 def _join(spans: list[Tensor]) -> Tensor:
     """One after the other; views that are all of one length are not copied."""
     return spans[0] if len(spans) == 1 else torch.cat(spans)
+
+
+def by_length(lengths: Sequence[int]) -> dict[int, list[int]]:
+    """Each distinct length, and where it stands in the list."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for i, length in enumerate(lengths):
+        members[length].append(i)
+    return dict(members)
 
 
 def windows(rows: int, cols: int, side: int) -> tuple[Tensor, list[int]]:

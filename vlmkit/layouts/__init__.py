@@ -8,14 +8,18 @@ from typing import Any
 
 from vlmkit.errors import UsageError, unknown_name
 from vlmkit.layouts.base import Alone, Frame, Layout, Mosaic, Piece, Size, View
+from vlmkit.layouts.longest import Longest
 from vlmkit.layouts.native import Native
 from vlmkit.layouts.one_view import Crop, Pad, Square
+from vlmkit.layouts.qwen import Qwen
 
 LAYOUTS: dict[str, type[Layout]] = {
     "square": Square,
     "crop": Crop,
     "pad": Pad,
     "native": Native,
+    "longest": Longest,
+    "qwen": Qwen,
 }
 
 
