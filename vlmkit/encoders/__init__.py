@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 ENCODERS: dict[str, str] = {
     "clip": "vlmkit.encoders.clip:CLIPEncoder",
     "dinov2": "vlmkit.encoders.dinov2:DINOv2Encoder",
+    "pixtral": "vlmkit.encoders.pixtral:PixtralEncoder",
+    "qwen2_5_vl": "vlmkit.encoders.qwen2_5_vl:Qwen25VLEncoder",
+    "qwen3_vl": "vlmkit.encoders.qwen3_vl:Qwen3VLEncoder",
     "siglip": "vlmkit.encoders.siglip:SigLIPEncoder",
     "siglip2_naflex": "vlmkit.encoders.siglip2_naflex:NaFlexEncoder",
     "vit": "vlmkit.encoders.vit:ViT",

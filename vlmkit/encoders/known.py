@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlmkit.encoders.known_native import KNOWN_NATIVE
 from vlmkit.errors import UsageError
 
 
@@ -81,6 +82,7 @@ KNOWN: dict[str, Known] = {
     "facebook/dinov2-with-registers-small": _dinov2(384, 12, 6, 4),
     "facebook/dinov2-with-registers-base": _dinov2(768, 12, 12, 4),
     "facebook/dinov2-with-registers-large": _dinov2(1024, 24, 16, 4),
+    **{name: Known(family, arguments, text=False) for name, (family, arguments) in KNOWN_NATIVE.items()},
 }
 
 

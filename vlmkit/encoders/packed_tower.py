@@ -1,175 +1,153 @@
-"""What adapters of native-resolution towers share: patches, positions, and `transformers` layers run packed.
+"""Towers of native resolution that were trained inside a vision-language model: packed, without a vector.
 
-The layers stay those of transformers, norms, MLPs and gradient checkpointing too; only the attention in them
-is replaced, by one that calls the same projections. So parameters keep their names, and LoRA and quantized
-linear layers work.
-
-Shapes: T patches of all views, V width, H heads, D width of a head, S side of a position table,
-C H W a view's pixels.
+Shapes: T patches of all views, V width.
 """
 
 from __future__ import annotations
 
-import copy
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vlmkit.encoders.batch import PixelBatch
-from vlmkit.encoders.packed import packed_attention
+from vlmkit.encoders.base import VisionEncoder
+from vlmkit.encoders.hub import load_checkpoint, read_config, read_processor
+from vlmkit.encoders.packed_layers import blocks_above, shortened
+from vlmkit.encoders.processors import stated_pixels
+from vlmkit.encoders.spec import VisionSpec, hidden_state_index
+from vlmkit.encoders.tower import resolve_options, rgb, stated, tower_config, wrong_model
+from vlmkit.errors import UsageError
 
-Grids = Sequence[tuple[int, int]]
-Rope = tuple[Tensor, Tensor]
-QKV = tuple[Tensor, Tensor, Tensor]
-
-
-def patch_grids(batch: PixelBatch, side: int) -> list[tuple[int, int]]:
-    """Whole patches of `side` pixels of each view: rows and columns."""
-    return [(height // side, width // side) for height, width in batch.sizes_I2.tolist()]
+Block = Callable[[Tensor], Tensor]
 
 
-def cut_patches(batch: PixelBatch, side: int) -> Tensor:
-    """The patches of all views, row-major: (T, C, side, side); what makes no whole patch is left out."""
-    views = zip(batch.views(), patch_grids(batch, side), strict=True)
-    return torch.cat([_cut(pixels_CHW, rows, cols, side) for pixels_CHW, (rows, cols) in views])
+class PackedTower(VisionEncoder):
+    """The vision tower of a vision-language model, up to the selected layer.
 
-
-def _cut(pixels_CHW: Tensor, rows: int, cols: int, side: int) -> Tensor:
-    whole_CHW = pixels_CHW[:, : rows * side, : cols * side]
-    return whole_CHW.reshape(-1, rows, side, cols, side).permute(1, 3, 0, 2, 4).flatten(0, 1)
-
-
-def resized_positions(
-    table_SSV: Tensor, grids: Grids, align_corners: bool = False, antialias: bool = False
-) -> Tensor:
-    """A learned square table of positions at the size of each grid: (T, V).
-
-    Each distinct grid is interpolated once, bilinearly and in float32.
-    """
-    source_1VSS = table_SSV.permute(2, 0, 1)[None].float()
-    of_grid = {
-        grid: nn.functional.interpolate(
-            source_1VSS, grid, mode="bilinear", align_corners=align_corners, antialias=antialias
-        )[0].flatten(1).T.to(table_SSV.dtype)
-        for grid in dict.fromkeys(grids)
-    }  # fmt: skip
-    return torch.cat([of_grid[grid] for grid in grids])
-
-
-def axial_rope(grids: Grids, row_frequencies: Tensor, col_frequencies: Tensor) -> Rope:
-    """Cosine and sine of the angles of 2-D rotary positions, both (T, 1, D / 2) in float32.
-
-    The angle of a channel is the patch's row or its column times a frequency; rows come first.
+    Blocks above it are neither built nor loaded: without a retrieval vector nothing reads them. A family
+    states class attributes and what is abstract, and computes in `forward`.
 
     Args:
-        grids: Of the views; patches are row-major.
-        row_frequencies, col_frequencies: Each D / 4 numbers.
-    """
-    of_grid = {}
-    for rows, cols in dict.fromkeys(grids):
-        place_T = torch.arange(rows * cols, device=row_frequencies.device)
-        down_Td = (place_T // cols)[:, None] * row_frequencies
-        right_Td = (place_T % cols)[:, None] * col_frequencies
-        of_grid[rows, cols] = torch.cat([down_Td, right_Td], dim=1)
-    angles_T1d = torch.cat([of_grid[grid] for grid in grids])[:, None]
-    return angles_T1d.cos(), angles_T1d.sin()
+        given: The family's options by name; `vision_config`, `image_size`, `layer`, `layout`, `mean`, `std`,
+            `resample` and `pooled` are among them.
+        weights: As for `VisionEncoder`.
 
-
-def rotate(x_THD: Tensor, rope: Rope) -> Tensor:
-    """Turn channel i and channel i + D / 2 of each head by the i-th angle; computed in float32."""
-    cos, sin = rope
-    first, second = x_THD.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_THD.dtype)
-
-
-class PackedAttention(nn.Module, ABC):
-    """Takes the place of a `transformers` attention, whose projections it takes over by their names.
-
-    Args:
-        theirs: The attention that it replaces.
-        dropout: Share of the attention weights that is dropped in training.
+    Raises:
+        UsageError: A value does not fit.
     """
 
-    def __init__(self, theirs: nn.Module, dropout: float = 0.0) -> None:
-        super().__init__()
-        for name, projection in theirs.named_children():
-            self.add_module(name, projection)
-        self.heads: Any = theirs.num_heads
-        self.dropout = dropout
+    config_class: ClassVar[Any]
+    # The `transformers` model, its attention packed.
+    trunk: ClassVar[Any]
+    # The configuration's fields that make the module.
+    fields: ClassVar[tuple[str, ...]]
+    # Regular expression to replacement: names of a whole model's tensors to those of the tower alone.
+    renamed: ClassVar[Mapping[str, str]]
+    # Regular expression of tensors that are stored and not read.
+    leftover: ClassVar[str] = "^$"
+    # The list of blocks, as the names of tensors have it.
+    blocks_name: ClassVar[str]
+
+    def __init__(self, given: Mapping[str, Any], weights: str | None) -> None:
+        if given["pooled"]:
+            raise UsageError(
+                f"{self.family}: found pooled: true; this tower has no retrieval vector. Leave it out, or "
+                "use clip, siglip or siglip2_naflex"
+            )
+        config = tower_config(self.family, self.config_class, self.fields, given["vision_config"])
+        # Half of a head's channels turn with the row and half with the column, in pairs.
+        if config.hidden_size // config.num_attention_heads % 4:
+            raise UsageError(
+                f"{self.family}: {config.num_attention_heads} heads of hidden_size {config.hidden_size} have "
+                "a width that is no multiple of 4; rotary positions of rows and columns need that"
+            )
+        fields = {name: _plain(value) for name, value in stated(config, self.fields).items()}
+        pixels = {name: rgb(self.family, name, given[name]) for name in ("mean", "std")}
+        lists = {name: list(value) for name, value in pixels.items()}
+        side = self.side(config, given)
+        super().__init__({**given, "vision_config": fields, "image_size": side, **lists}, None, weights)
+        self.depth, self.patch = config.num_hidden_layers, config.patch_size
+        self.blocks_run = hidden_state_index(self.family, given["layer"], self.depth)
+        stride, width = self.token(config)
+        if side < 1 or side % stride:
+            raise UsageError(f"{self.family}: image_size {side} is not a multiple of {stride} pixels")
+        self.spec = VisionSpec(
+            side, stride, width, layer=given["layer"], mean=pixels["mean"], std=pixels["std"],
+            layout=given["layout"], resample=given["resample"],
+        )  # fmt: skip
+        self.theta = float(config.rope_parameters["rope_theta"])
+        self.head_width = config.hidden_size // config.num_attention_heads
+        self.vision = self.trunk(shortened(config, self.blocks_run))
+
+    @classmethod
+    @abstractmethod
+    def side(cls, config: Any, given: Mapping[str, Any]) -> int:
+        """`image_size`, where it is not given too."""
+
+    @classmethod
+    @abstractmethod
+    def layout_of(cls, config: Any, tower: Any, stored: Mapping[str, Any]) -> dict[str, Any]:
+        """`layout` of a checkpoint's image processor.
+
+        Args:
+            config: Of the whole model, or of its tower.
+            tower: Of the tower.
+            stored: The image processor; not empty.
+
+        Raises:
+            UsageError: No layout does what it does.
+        """
+
+    def token(self, config: Any) -> tuple[int, int]:
+        """Side in pixels of what one feature stands for, and its width."""
+        return config.patch_size, config.hidden_size
+
+    @classmethod
+    def resolve(cls, **options: Any) -> dict[str, Any]:
+        """See `VisionEncoder.resolve`; reads the checkpoint's configuration and image processor."""
+        return resolve_options(cls.family, options, cls._read)
+
+    @classmethod
+    def _read(cls, weights: str, given: Collection[str]) -> dict[str, Any]:
+        config = read_config(weights)
+        tower = getattr(config, "vision_config", config)
+        if not isinstance(tower, cls.config_class):
+            raise wrong_model(cls.family, weights, config.model_type)
+        found = {"vision_config": {k: _plain(v) for k, v in stated(tower, cls.fields).items()}}
+        stored = read_processor(weights)
+        wanted = stored and "layout" not in given
+        return found | stated_pixels(stored) | (cls.layout_of(config, tower, stored) if wanted else {})
+
+    def load(self, weights: str) -> None:
+        """See `VisionEncoder.load`; `weights` is a checkpoint of the whole model, or of its tower."""
+        unread = f"{blocks_above(self.blocks_name, self.blocks_run, self.depth)}|{self.leftover}"
+        loaded = load_checkpoint(
+            self.trunk, weights, unread, config=self.vision.config, key_mapping=dict(self.renamed)
+        )
+        # A family may have let go of parts of its trunk.
+        theirs = loaded.state_dict()
+        self.vision.load_state_dict({name: theirs[name] for name in self.vision.state_dict()})
+
+    def run(self, hidden_TV: Tensor, calls: list[dict[str, Any]]) -> Tensor:
+        """The hidden state above the blocks, each called with its arguments."""
+        blocks = [partial(b, **more) for b, more in zip(self.blocks(), calls, strict=True)]
+        for block in blocks:
+            hidden_TV = block(hidden_TV)
+        return hidden_TV
 
     @abstractmethod
-    def project(self, hidden_TV: Tensor) -> QKV:
-        """Queries, keys and values, (T, V) each."""
+    def blocks(self) -> list[Block]:
+        """The tower's blocks."""
 
-    def attend(self, hidden_TV: Tensor, lengths: Sequence[int], rope: Rope | None) -> Tensor:
-        """What the output projection gets: (T, V)."""
-        q_THD, k_THD, v_THD = (x_TV.unflatten(1, (self.heads, -1)) for x_TV in self.project(hidden_TV))  # type: ignore[no-untyped-call]
-        if rope is not None:
-            q_THD, k_THD = rotate(q_THD, rope), rotate(k_THD, rope)
-        dropout = self.dropout if self.training else 0.0
-        return packed_attention(q_THD, k_THD, v_THD, lengths, dropout=dropout).flatten(1)
+    def frequencies(self, width: int) -> Tensor:
+        """Angles of one step, the first of them 1 radian: theta ** (-2 i / width) for i below width / 2."""
+        steps = torch.arange(0, width, 2, dtype=torch.float32, device=self.device)
+        return 1.0 / (self.theta ** (steps / width))
 
 
-class SplitAttention(PackedAttention):
-    """With a projection each for queries, keys and values."""
-
-    q_proj: nn.Module
-    k_proj: nn.Module
-    v_proj: nn.Module
-
-    def __init__(self, theirs: nn.Module, output: str, dropout: float) -> None:
-        super().__init__(theirs, dropout)
-        self.output = output
-
-    def project(self, hidden_TV: Tensor) -> QKV:
-        """See `PackedAttention.project`."""
-        return self.q_proj(hidden_TV), self.k_proj(hidden_TV), self.v_proj(hidden_TV)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        lengths: Sequence[int],
-        position_embeddings: Rope | None = None,
-        attention_mask: None = None,
-    ) -> tuple[Tensor, None]:
-        """The output and, in the place of the weights, None; the names are those that a layer passes."""
-        return getattr(self, self.output)(self.attend(hidden_states, lengths, position_embeddings)), None
-
-
-class FusedAttention(PackedAttention):
-    """With one projection for queries, keys and values."""
-
-    qkv: nn.Module
-    proj: nn.Module
-
-    def project(self, hidden_TV: Tensor) -> QKV:
-        """See `PackedAttention.project`."""
-        q_TV, k_TV, v_TV = self.qkv(hidden_TV).chunk(3, dim=-1)
-        return q_TV, k_TV, v_TV
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        lengths: Sequence[int],
-        position_embeddings: Rope | None = None,
-        cu_seqlens: None = None,
-    ) -> Tensor:
-        """The output; the names are those that a layer passes."""
-        out_TV: Tensor = self.proj(self.attend(hidden_states, lengths, position_embeddings))
-        return out_TV
-
-
-def shortened(config: Any, blocks: int) -> Any:
-    """A copy of a configuration with the first `blocks` layers only."""
-    short = copy.deepcopy(config)
-    short.num_hidden_layers = blocks
-    return short
-
-
-def blocks_above(name: str, first: int, depth: int) -> str:
-    """Regular expression of the tensors of the blocks `first` and above in a list called `name`."""
-    numbers = "|".join(map(str, range(first, depth)))
-    return rf"(^|\.){name}\.({numbers})\." if numbers else "^$"
+def _plain(value: Any) -> Any:
+    """A field as JSON has it."""
+    return list(value) if isinstance(value, tuple) else value

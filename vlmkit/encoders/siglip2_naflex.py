@@ -22,13 +22,8 @@ from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.batch import PixelBatch
 from vlmkit.encoders.hub import load_checkpoint, read_processor
 from vlmkit.encoders.packed import by_length
-from vlmkit.encoders.packed_tower import (
-    SplitAttention,
-    blocks_above,
-    cut_patches,
-    resized_positions,
-    shortened,
-)
+from vlmkit.encoders.packed_layers import SplitAttention, blocks_above, shortened
+from vlmkit.encoders.packed_views import cut_patches, resized_positions
 from vlmkit.encoders.processors import stated_budget, stated_pixels
 from vlmkit.encoders.siglip import HALF, NOT_VISION
 from vlmkit.encoders.spec import Resample, VisionSpec, hidden_state_index
