@@ -27,6 +27,11 @@ FACTS = {
     "facebook/dinov2-with-registers-small": (256, 384, 5, 384),
     "facebook/dinov2-with-registers-base": (256, 768, 5, 768),
     "facebook/dinov2-with-registers-large": (256, 1024, 5, 1024),
+    "mistral-community/pixtral-12b": (1200, 1024, 0, 0),
+    "Qwen/Qwen2.5-VL-3B-Instruct": (1564, 1280, 0, 0),
+    "Qwen/Qwen2.5-VL-7B-Instruct": (1564, 1280, 0, 0),
+    "Qwen/Qwen3-VL-4B-Instruct": (1200, 1024, 0, 0),
+    "Qwen/Qwen3-VL-8B-Instruct": (1200, 1152, 0, 0),
 }
 # Millions of parameters of the vision halves, as the papers and model cards give them.
 MILLIONS = {
@@ -34,6 +39,7 @@ MILLIONS = {
     "google/siglip-base-patch16-224": 93, "google/siglip-so400m-patch14-384": 428,
     "google/siglip2-so400m-patch16-naflex": 428, "facebook/dinov2-small": 22,
     "facebook/dinov2-base": 86, "facebook/dinov2-with-registers-large": 304,
+    "mistral-community/pixtral-12b": 400,
 }  # fmt: skip
 
 
@@ -50,8 +56,9 @@ def test_a_known_id_is_described_without_a_network(name):
     spec = encoder.spec
     patches = sum(view.rows * view.cols for view in spec.views((640, 480)))
     assert (patches, spec.width, spec.prefix_tokens, spec.embed_dim) == FACTS[name]
-    assert encoder.text_tower_ref == (None if "dinov2" in name else name)
-    assert spec.layer == -2
+    assert encoder.text_tower_ref == (name if KNOWN[name].text else None)
+    # Towers that were trained inside a language model are read where it reads them.
+    assert spec.layer == (-2 if spec.embed_dim else -1)
     if name in MILLIONS:
         millions = sum(p.numel() for p in encoder.parameters()) / 1e6
         assert millions == pytest.approx(MILLIONS[name], rel=0.02)

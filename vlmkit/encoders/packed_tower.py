@@ -6,8 +6,7 @@ Shapes: T patches of all views, V width.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -20,8 +19,6 @@ from vlmkit.encoders.processors import stated_pixels
 from vlmkit.encoders.spec import VisionSpec, hidden_state_index
 from vlmkit.encoders.tower import resolve_options, rgb, stated, tower_config, wrong_model
 from vlmkit.errors import UsageError
-
-Block = Callable[[Tensor], Tensor]
 
 
 class PackedTower(VisionEncoder):
@@ -46,8 +43,6 @@ class PackedTower(VisionEncoder):
     fields: ClassVar[tuple[str, ...]]
     # Regular expression to replacement: names of a whole model's tensors to those of the tower alone.
     renamed: ClassVar[Mapping[str, str]]
-    # Regular expression of tensors that are stored and not read.
-    leftover: ClassVar[str] = "^$"
     # The list of blocks, as the names of tensors have it.
     blocks_name: ClassVar[str]
 
@@ -123,7 +118,7 @@ class PackedTower(VisionEncoder):
 
     def load(self, weights: str) -> None:
         """See `VisionEncoder.load`; `weights` is a checkpoint of the whole model, or of its tower."""
-        unread = f"{blocks_above(self.blocks_name, self.blocks_run, self.depth)}|{self.leftover}"
+        unread = blocks_above(self.blocks_name, self.blocks_run, self.depth)
         loaded = load_checkpoint(
             self.trunk, weights, unread, config=self.vision.config, key_mapping=dict(self.renamed)
         )
@@ -133,13 +128,12 @@ class PackedTower(VisionEncoder):
 
     def run(self, hidden_TV: Tensor, calls: list[dict[str, Any]]) -> Tensor:
         """The hidden state above the blocks, each called with its arguments."""
-        blocks = [partial(b, **more) for b, more in zip(self.blocks(), calls, strict=True)]
-        for block in blocks:
-            hidden_TV = block(hidden_TV)
+        for block, arguments in zip(self.blocks(), calls, strict=True):
+            hidden_TV = block(hidden_TV, **arguments)
         return hidden_TV
 
     @abstractmethod
-    def blocks(self) -> list[Block]:
+    def blocks(self) -> list[Any]:
         """The tower's blocks."""
 
     def frequencies(self, width: int) -> Tensor:

@@ -15,7 +15,7 @@ from transformers import PixtralVisionConfig, PixtralVisionModel
 from vlmkit.encoders.batch import PixelBatch
 from vlmkit.encoders.clip import CLIP_MEAN, CLIP_STD
 from vlmkit.encoders.packed_layers import SplitAttention
-from vlmkit.encoders.packed_tower import Block, PackedTower
+from vlmkit.encoders.packed_tower import PackedTower
 from vlmkit.encoders.packed_views import axial_rope, cut_patches, patch_grids
 from vlmkit.encoders.spec import Resample, Stated
 from vlmkit.errors import UsageError
@@ -108,7 +108,7 @@ class PixtralEncoder(PackedTower):
         merge = getattr(config, "spatial_merge_size", 1)
         return {"layout": {"type": "longest", "longest_edge": edge, "merge": merge}}
 
-    def blocks(self) -> list[Block]:
+    def blocks(self) -> list[Any]:
         """See `PackedTower.blocks`."""
         return list(self.vision.transformer.layers)
 

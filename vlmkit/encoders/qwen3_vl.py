@@ -23,9 +23,9 @@ from vlmkit.errors import UsageError
 
 
 class Trunk(Qwen3VLVisionModel):  # type: ignore[misc]
-    """The tower of a Qwen3-VL checkpoint; the language model is not asked for."""
+    """The tower of a Qwen3-VL checkpoint; the language model and DeepStack's mergers are not asked for."""
 
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = NOT_VISION
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [*NOT_VISION, r"deepstack_merger_list\."]
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -41,7 +41,6 @@ class Qwen3VLEncoder(QwenVLTower):
     config_class: ClassVar[Any] = Qwen3VLVisionConfig
     trunk: ClassVar[Any] = Trunk
     fields: ClassVar[tuple[str, ...]] = (*SHARED_KEYS, "num_position_embeddings")
-    leftover: ClassVar[str] = r"(^|\.)deepstack_merger_list\."
     pixels: ClassVar[tuple[int, int]] = (65_536, 16_777_216)
     colours: ClassVar[tuple[Sequence[float], Sequence[float]]] = (HALF, HALF)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from vlmkit.encoders.batch import PixelBatch
 from vlmkit.encoders.packed import inverse
 from vlmkit.encoders.packed_layers import FusedAttention
-from vlmkit.encoders.packed_tower import Block, PackedTower
+from vlmkit.encoders.packed_tower import PackedTower
 from vlmkit.encoders.packed_views import Grids, axial_rope, cut_patches, patch_grids
 from vlmkit.encoders.spec import Resample, Stated, hidden_state_index
 from vlmkit.errors import UsageError
@@ -137,7 +137,7 @@ class QwenVLTower(PackedTower):
             return config.patch_size * config.spatial_merge_size, config.out_hidden_size
         return config.patch_size, config.hidden_size
 
-    def blocks(self) -> list[Block]:
+    def blocks(self) -> list[Any]:
         """See `PackedTower.blocks`."""
         return list(self.vision.blocks)
 
