@@ -70,9 +70,25 @@ FACTS = {
     "OpenGVLab/InternVL3-8B-hf": (1024, 1024, 1, 1024),
     "apple/aimv2-large-patch14-224": (256, 1024, 0, 0),
     "apple/aimv2-large-patch14-224-lit": (256, 1024, 0, 1024),
+    "mistral-community/pixtral-12b": (1200, 1024, 0, 0),
+    "Qwen/Qwen2.5-VL-3B-Instruct": (1564, 1280, 0, 0),
+    "Qwen/Qwen2.5-VL-7B-Instruct": (1564, 1280, 0, 0),
+    "Qwen/Qwen3-VL-4B-Instruct": (1200, 1024, 0, 0),
+    "Qwen/Qwen3-VL-8B-Instruct": (1200, 1152, 0, 0),
 }
 # The families of which the last hidden state is read, where nothing else is said.
-LAST = ("dinov3_convnext", "swin", "swinv2", "convnext", "convnextv2", "sam_vit", "internvit")
+LAST = (
+    "dinov3_convnext",
+    "swin",
+    "swinv2",
+    "convnext",
+    "convnextv2",
+    "sam_vit",
+    "internvit",
+    "pixtral",
+    "qwen2_5_vl",
+    "qwen3_vl",
+)
 # Millions of parameters of the vision halves, as the papers and model cards give them.
 MILLIONS = {
     "openai/clip-vit-base-patch16": 86, "openai/clip-vit-large-patch14-336": 304,
@@ -86,6 +102,7 @@ MILLIONS = {
     "facebook/convnext-base-224": 87.6, "facebook/convnextv2-base-22k-224": 87.7,
     "facebook/sam-vit-base": 89.7, "facebook/sam-vit-huge": 637,
     "OpenGVLab/InternVL3-1B-hf": 304, "apple/aimv2-large-patch14-224-lit": 309,
+    "mistral-community/pixtral-12b": 400,
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vlmkit.encoders.known_native import KNOWN_NATIVE
 from vlmkit.encoders.known_towers import TOWERS, Known, size
 from vlmkit.errors import UsageError
 
@@ -47,6 +48,7 @@ KNOWN: dict[str, Known] = {
     "google/siglip2-base-patch16-naflex": _naflex(BASE),
     "google/siglip2-so400m-patch16-naflex": _naflex(SO400M),
     **TOWERS,
+    **{name: Known(family, arguments, text=False) for name, (family, arguments) in KNOWN_NATIVE.items()},
 }
 
 

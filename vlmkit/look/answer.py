@@ -19,7 +19,7 @@ from vlmkit.errors import UsageError
 from vlmkit.look.capture import attention_of
 from vlmkit.look.scene import NotPossible
 from vlmkit.vlm import VLM
-from vlmkit_connectors import Connector, Grid, MLPConnector
+from vlmkit_connectors import Grid, MLPConnector
 
 Floats = NDArray[np.float32]
 
@@ -117,7 +117,7 @@ def token_grids(model: VLM, images: Sequence[Image.Image]) -> tuple[int, list[Gr
     Raises:
         NotPossible: The tokens have no places of their own, or tiles are put together before they enter.
     """
-    connector: Connector = model.connector
+    connector = model.connector
     if not isinstance(connector, MLPConnector):
         raise NotPossible(
             f"image tokens of connector {type(connector).__name__} have no place in the image; mlp's have"

@@ -104,9 +104,9 @@ class _OnePatchChanged(VisionSpec):
     row: int = 0
     col: int = 0
 
-    def preprocess(self, image: Image.Image) -> list[Pixels]:
+    def preprocess(self, image: Image.Image, level: int = 0) -> list[Pixels]:
         """See `VisionSpec.preprocess`."""
-        views, side = super().preprocess(image), self.patch_size
+        views, side = super().preprocess(image, level), self.patch_size
         noise = np.random.default_rng(0).normal(0, 2, (3, side, side))
         top, left = self.row * side, self.col * side
         views[0][:, top : top + side, left : left + side] += noise.astype(np.float32)
