@@ -82,7 +82,7 @@ class ViT(VisionEncoder):
         class_token: Whether there is a CLS token; None for where `pool` reads it.
         registers: Register tokens after it (Darcet et al. 2023, https://arxiv.org/abs/2309.16588).
         positions: `learned` for one vector a patch, `learned_2d` for one a row plus one a column, `sincos_2d`
-            (MAE), `rope_2d` (DINOv3; queries and keys of the patches are turned, the prefix is not).
+            (MoCo v3), `rope_2d` (DINOv3; queries and keys of the patches are turned, the prefix is not).
         position_grid: Rows and columns of a learned table, which is interpolated for other grids; 0 for
             those of `image_size`.
         antialias: See `resized`.
@@ -248,8 +248,7 @@ class ViT(VisionEncoder):
         rows, cols = (count * self.spec.patch_size for count in grid)
         hidden_IPV: Tensor = self.stem(pixels_ICHW[..., :rows, :cols])
         table_NV = self._table(grid)
-        if table_NV is not None:
-            hidden_IPV = hidden_IPV + table_NV.to(hidden_IPV.dtype)
+        hidden_IPV = hidden_IPV if table_NV is None else hidden_IPV + table_NV
         prefix = [v.expand(len(hidden_IPV), -1, -1) for v in (self.cls, self.registers) if v is not None]
         return torch.cat([*prefix, hidden_IPV], dim=1) if prefix else hidden_IPV
 
@@ -261,7 +260,9 @@ class ViT(VisionEncoder):
         if self.row_positions is not None and self.col_positions is not None:
             table_RCV = self.row_positions.transpose(0, 1) + self.col_positions
             return resized(table_RCV, grid, self.antialias)
-        return sincos_2d(grid, self.spec.width, self.device) if self.kind == "sincos_2d" else None
+        if self.kind == "sincos_2d":
+            return sincos_2d(grid, self.spec.width, self.device).to(self.dtype)
+        return None
 
     def _rope(self, grid: Grid) -> Rope | None:
         """How queries and keys of a view are turned."""

@@ -142,6 +142,7 @@ class Block(nn.Module):
     def _placed(self, q: Tensor, k: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor]:
         """Queries and keys, normalised and turned as far as the options say."""
         if self.q_norm is not None and self.k_norm is not None:
-            # Under autocast norms give float32, and attention takes one type.
-            q, k = self.q_norm(q).to(q.dtype), self.k_norm(k).to(k.dtype)
+            # Under autocast the products are rounded and the norms are not; attention takes one type.
+            exact = self.norm1.weight.dtype
+            q, k = self.q_norm(q.to(exact)).to(q.dtype), self.k_norm(k.to(exact)).to(k.dtype)
         return (q, k) if rope is None else (rotated(q, rope), rotated(k, rope))

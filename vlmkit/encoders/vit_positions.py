@@ -22,7 +22,7 @@ SINCOS_BASE = 10_000.0
 
 
 def resized(table_RCV: Tensor, grid: Grid, antialias: bool) -> Tensor:
-    """A table of positions for a grid of (rows, columns): as it is where it fits, else interpolated (bicubic).
+    """A table of positions for a grid of (rows, columns): as it is if it fits, else interpolated (bicubic).
 
     The table is stretched over the view whatever the proportions: its corners are those of the view.
 
@@ -43,10 +43,10 @@ def resized(table_RCV: Tensor, grid: Grid, antialias: bool) -> Tensor:
 
 
 def sincos_2d(grid: Grid, width: int, device: torch.device | None = None) -> Tensor:
-    """The fixed table of MoCo v3 and MAE, for any grid: (rows * columns, width), float32.
+    """The fixed table of MoCo v3 for any grid: (rows * columns, width), float32.
 
-    Chen et al. 2021 (https://arxiv.org/abs/2104.02057), He et al. 2021 (https://arxiv.org/abs/2111.06377). A
-    quarter of the width each: sine and cosine of the column, sine and cosine of the row, counted in patches.
+    Chen et al. 2021 (https://arxiv.org/abs/2104.02057). A quarter of the width each: sine and cosine of the
+    row, sine and cosine of the column, counted in patches; the published code of MAE has the column first.
     Another grid is computed and not interpolated: a patch has one position whatever the size of its view.
     """
     quarter = width // 4
@@ -56,7 +56,7 @@ def sincos_2d(grid: Grid, width: int, device: torch.device | None = None) -> Ten
     col_C1 = torch.arange(cols, dtype=torch.float32, device=device)[:, None] * frequencies
     row_RCV = torch.cat([row_R1.sin(), row_R1.cos()], -1)[:, None].expand(-1, cols, -1)
     col_RCV = torch.cat([col_C1.sin(), col_C1.cos()], -1)[None].expand(rows, -1, -1)
-    return torch.cat([col_RCV, row_RCV], -1).flatten(0, 1)
+    return torch.cat([row_RCV, col_RCV], -1).flatten(0, 1)
 
 
 def rope_2d(
