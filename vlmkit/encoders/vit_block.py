@@ -143,6 +143,6 @@ class Block(nn.Module):
         """Queries and keys, normalised and turned as far as the options say."""
         if self.q_norm is not None and self.k_norm is not None:
             # Under autocast the products are rounded and the norms are not; attention takes one type.
-            exact = self.norm1.weight.dtype
+            exact = self.proj.weight.dtype
             q, k = self.q_norm(q.to(exact)).to(q.dtype), self.k_norm(k.to(exact)).to(k.dtype)
         return (q, k) if rope is None else (rotated(q, rope), rotated(k, rope))
