@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from vlmkit.encoders.base import VisionEncoder
-from vlmkit.encoders.batch import PixelBatch, first_patches, first_views
+from vlmkit.encoders.batch import PixelBatch, by_size, first_patches, first_views, joined
 from vlmkit.encoders.hub import load_checkpoint, read_config, read_processor
 from vlmkit.encoders.processors import stated_crop, stated_pixels
 from vlmkit.encoders.spec import Resample, Stated, VisionSpec, hidden_state_index
@@ -236,7 +236,13 @@ class HFEncoder(VisionEncoder):
         return vector_BE
 
     def forward(self, batch: PixelBatch) -> VisionFeatures:
-        """See `VisionEncoder.forward`. Of the hidden states only the selected one is kept."""
+        """See `VisionEncoder.forward`; views of one size go through together, and none is padded."""
+        if not self.any_grid:
+            return self.see(batch)
+        return joined([(of_views, self.see(part)) for of_views, part in by_size(batch)], batch)
+
+    def see(self, batch: PixelBatch) -> VisionFeatures:
+        """Views of one size. Of the hidden states only the selected one is kept."""
         pixels_ICHW = batch.pixels_ICHW
         blocks = self.blocks(pixels_ICHW)
         if not self.spec.embed_dim:

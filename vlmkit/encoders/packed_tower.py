@@ -36,6 +36,7 @@ class PackedTower(VisionEncoder):
         UsageError: A value does not fit.
     """
 
+    any_grid: ClassVar[bool] = True
     config_class: ClassVar[Any]
     # The `transformers` model, its attention packed.
     trunk: ClassVar[Any]

@@ -73,6 +73,7 @@ class NaFlexEncoder(VisionEncoder):
     """
 
     family: ClassVar[str] = "siglip2_naflex"
+    any_grid: ClassVar[bool] = True
 
     def __init__(
         self,
