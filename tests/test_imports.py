@@ -21,7 +21,7 @@ FLOORS = [
     {"train", "evaluate", "embedders", "plan", "plan_memory"},
     {"assemble", "init_from", "quantize", "tiny"},
     {"vlm", "processor", "image_processor", "messages", "inference", "config"},
-    {"data", "objectives", "recipe"},
+    {"data", "objectives", "recipe", "testing"},
     {"encoders", "llm"},
     {"checkpoint", "layouts", "plugins", "weights", "recipe_files"},
     {"errors", "__init__"},
