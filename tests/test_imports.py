@@ -79,6 +79,17 @@ def test_rooms_import_downwards(file):
             assert FLOOR[room] >= FLOOR[room_of(file)], f"{room_of(file)} imports {room}"
 
 
+def test_the_conformance_kit_knows_encoders_and_no_product_code_knows_it():
+    kit = [file for file in files("vlmkit") if room_of(file) == "testing"]
+    known = {"encoders", "layouts", "errors", "testing"}
+    assert kit
+    for file in kit:
+        ours = {module for module in imports(file) if module.startswith("vlmkit.")}
+        assert {module.split(".")[1] for module in ours} <= known, file
+    users = {file for file in files("vlmkit") if any(m.startswith("vlmkit.testing") for m in imports(file))}
+    assert users - set(kit) == {SOURCES["vlmkit"] / "cli/encoder.py"}
+
+
 def test_connectors_know_torch_alone():
     for file in files("vlmkit_connectors"):
         others = packages_of(file) - set(sys.stdlib_module_names) - {"vlmkit_connectors"}

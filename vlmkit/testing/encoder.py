@@ -57,7 +57,8 @@ def check_encoder(
             torch.manual_seed(SEED)
             outcomes[name] = _run(check, subject, outcomes)
     rows = [Row(n, CHECKS[n].about, o.status, o.measured, o.limit) for n, o in outcomes.items()]
-    return Report(_described(subject), tuple(rows))
+    made = "tiny random weights" if isinstance(encoder, type) else "weights as given"
+    return Report(_described(subject, found or made), tuple(rows))
 
 
 def _build(cls: type[VisionEncoder], options: Mapping[str, Any] | None) -> VisionEncoder:
@@ -99,8 +100,7 @@ def _run(check: Check, subject: Subject, before: Mapping[str, Outcome]) -> Outco
         return Outcome("failed", f"raised {type(error).__name__}: {said}", "no error")
 
 
-def _described(subject: Subject) -> str:
+def _described(subject: Subject, source: str) -> str:
     encoder = subject.encoder
     number = sum(p.numel() for p in encoder.parameters())
-    source = subject.weights or "weights as given"
     return f"{type(encoder).__module__}:{type(encoder).__name__} ({number:,} parameters, {source})"

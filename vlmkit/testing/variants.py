@@ -10,6 +10,8 @@ from vlmkit.testing.subject import Subject, look
 from vlmkit.testing.twin import picture
 
 WIDE = (200, 120)
+# An encoder for squares may take one of them by chance.
+PROPORTIONS = [WIDE, (90, 90), (60, 140), (30, 200)]
 # Rebuilding a large encoder takes long, and what layouts it takes does not depend on its weights.
 LARGE = 50_000_000
 
@@ -31,7 +33,8 @@ def in_layout(subject: Subject, name: str) -> VisionEncoder | None:
         stated |= {"max_patches": (spec.image_size // spec.patch_size) ** 2}
     try:
         encoder = subject.rebuilt(layout=stated)
-        look(encoder, [picture(WIDE)])
+        for size in PROPORTIONS:
+            look(encoder, [picture(size)])
     except (ValueError, RuntimeError, NotImplementedError):
         return None
     return encoder
