@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlmkit.encoders.batch import PixelBatch, pixel_batch
+from vlmkit.encoders.classify import TEMPLATES, classify
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.encoders.text import TextTower, load_text_tower, tensors_hash
 from vlmkit.errors import UsageError, VlmkitError, unknown_name
@@ -162,6 +163,32 @@ class VisionEncoder(nn.Module, ABC):
             VlmkitError: The encoder has no text tower.
         """
         return _unit(self.text_tower().embed(texts))
+
+    def classify(
+        self,
+        images: Sequence[Image.Image],
+        labels: Sequence[str],
+        templates: Sequence[str] = TEMPLATES,
+        temperature: float | None = None,
+    ) -> NDArray[np.float32]:
+        """Zero-shot scores of shape (len(images), len(labels)), each in [0, 1].
+
+        They are what the checkpoint was trained to give: CLIP's softmax over the labels, SigLIP's sigmoid of
+        each label on its own.
+
+        Args:
+            images: In any mode.
+            labels: Such as `["cat", "dog"]`.
+            templates: Prompts with `{}` for the label; with several, their unit vectors are averaged.
+            temperature: Softmax of cosine / temperature, in place of the checkpoint's own scores. Needed
+                where the text tower has none for this encoder (a sentence encoder, or a tower of another
+                checkpoint): a scale is not guessed.
+
+        Raises:
+            UsageError: There are no labels, a template has no `{}`, or a temperature is needed.
+            VlmkitError: The encoder has no text tower, or no retrieval space.
+        """
+        return classify(self, images, labels, templates, temperature)
 
     def text_tower(self) -> TextTower:
         """The frozen text tower that shares this space; loaded on first use, not part of this module."""
