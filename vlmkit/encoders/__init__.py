@@ -28,6 +28,7 @@ ENCODERS: dict[str, str] = {
     "siglip2_naflex": "vlmkit.encoders.siglip2_naflex:NaFlexEncoder",
     "swin": "vlmkit.encoders.swin:SwinEncoder",
     "swinv2": "vlmkit.encoders.swin:SwinV2Encoder",
+    "transformers": "vlmkit.encoders.any_transformers:TransformersEncoder",
     "vit": "vlmkit.encoders.vit:ViT",
 }
 

@@ -301,7 +301,7 @@ class HFEncoder(VisionEncoder):
         arguments = {"config": self.vision.config, **self.model_arguments}
         if self.renamed:
             arguments["key_mapping"] = dict(self.renamed)
-        whole = _expecting(type(self.vision), self.leftover)
+        whole = expecting(type(self.vision), self.leftover)
         loaded = load_checkpoint(whole, weights, "|".join(optional), **arguments)
         theirs = loaded.state_dict()
         self.vision.load_state_dict({name: theirs[name] for name in self.vision.state_dict()})
@@ -314,7 +314,7 @@ class HFEncoder(VisionEncoder):
             )
 
 
-def _expecting(cls: Any, leftover: str) -> Any:
+def expecting(cls: Any, leftover: str) -> Any:
     """The model's class, for which what else a checkpoint holds is no surprise to be reported.
 
     It passes for the library's own: transformers renames no old tensors for a class from elsewhere.
