@@ -29,7 +29,8 @@ def proved_pixels(weights: str, given: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: There is no processor, or no layout gives its pixels.
         VlmkitError: It cannot be read.
     """
-    from transformers import AutoImageProcessor
+    # Older transformers hide it without torchvision, though its classes for Pillow need none.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     stored = read_processor(weights)
     needed = ("layout", "image_size", "mean", "std", "resample")
