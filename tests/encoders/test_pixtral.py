@@ -83,13 +83,13 @@ def test_a_batch_of_several_sizes_equals_the_reference(folder, pictures, states,
     encoder = PixtralEncoder.from_options(weights=str(folder), layer=layer).eval()
     features = see(encoder, pictures)
     assert len(encoder.vision.transformer.layers) == 5 + layer
-    assert gap(features.patches_TV, states[layer]) <= 1e-6
+    assert gap(features.patches_TV, states[layer]) <= 3e-6
     assert features.pooled_BE is None
 
 
 def test_each_picture_alone_is_the_same(pixtral, pictures, see, gap):
     alone = torch.cat([see(pixtral, [picture]).patches_TV for picture in pictures])
-    assert gap(see(pixtral, pictures).patches_TV, alone) <= 1e-6
+    assert gap(see(pixtral, pictures).patches_TV, alone) <= 3e-6
 
 
 def swapped(x, rope):
