@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from vlmkit import __version__
-from vlmkit.cli import ask, index, list_, plan, rag, search, train
+from vlmkit.cli import ask, index, list_, look, plan, rag, search, train
 
 Run = Callable[[argparse.Namespace], int]
 VERBS = {
@@ -16,6 +16,7 @@ VERBS = {
     "plan": plan,
     "list": list_,
     "ask": ask,
+    "look": look,
     "index": index,
     "search": search,
     "rag": rag,

@@ -81,6 +81,18 @@ class VisionEncoder(nn.Module, ABC):
             if not open_ended and name not in known:
                 raise unknown_name(f"option of encoder {cls.family!r}:", name, known)
 
+    @classmethod
+    def tiny_options(cls) -> dict[str, Any]:
+        """Constructor options of a twin that is built in an instant, for `--tiny` and for tests.
+
+        Raises:
+            UsageError: The class states none.
+        """
+        raise UsageError(
+            f"encoder {cls.__module__}:{cls.__name__} states no tiny twin; give it a classmethod "
+            "tiny_options that returns its options at a tiny size"
+        )
+
     @abstractmethod
     def load(self, weights: str) -> None:
         """Load pretrained weights by reference; every tensor must find its place."""

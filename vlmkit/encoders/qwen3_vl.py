@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
+from vlmkit.encoders.hf import HALF
 from vlmkit.encoders.packed_views import Grids, resized_positions
 from vlmkit.encoders.qwen_vl import NOT_VISION, SHARED_KEYS, QwenVLTower, pack_attention
-from vlmkit.encoders.siglip import HALF
 from vlmkit.errors import UsageError
 
 

@@ -20,13 +20,14 @@ from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
 from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.batch import PixelBatch
+from vlmkit.encoders.hf import HALF
 from vlmkit.encoders.hub import load_checkpoint, read_processor
 from vlmkit.encoders.packed import by_length
 from vlmkit.encoders.packed_layers import SplitAttention, blocks_above, shortened
 from vlmkit.encoders.packed_views import cut_patches, resized_positions
 from vlmkit.encoders.processors import stated_budget, stated_pixels
-from vlmkit.encoders.siglip import HALF, NOT_VISION
-from vlmkit.encoders.spec import Resample, VisionSpec, hidden_state_index
+from vlmkit.encoders.siglip import NOT_VISION
+from vlmkit.encoders.spec import Resample, Stated, VisionSpec, hidden_state_index
 from vlmkit.encoders.tower import read_halves, resolve_options, rgb, run_blocks, stated, tower_config
 from vlmkit.errors import UsageError
 from vlmkit_connectors import VisionFeatures
@@ -61,6 +62,7 @@ class NaFlexEncoder(VisionEncoder):
         vision_config: Fields of `Siglip2VisionConfig` in `VISION_KEYS`; absent ones have its defaults.
         max_num_patches: Most patches of an image; the published ones were trained with 128 to 1024.
         layer: Which hidden state feeds the connector (see `VisionSpec.layer`); not normalised.
+        layout: Name of the image layout; `native` is NaFlex's own, a tower of any grid takes every other.
         mean, std: Normalisation of pixels in [0, 1].
         resample: Interpolation.
         text_tower: Weights reference of the text half.
@@ -77,6 +79,7 @@ class NaFlexEncoder(VisionEncoder):
         vision_config: Mapping[str, Any] | None = None,
         max_num_patches: int = 256,
         layer: int = -2,
+        layout: Stated = "native",
         mean: Sequence[float] = HALF,
         std: Sequence[float] = HALF,
         resample: Resample = "bilinear",
@@ -89,7 +92,7 @@ class NaFlexEncoder(VisionEncoder):
             raise UsageError(
                 f"siglip2_naflex: num_patches {config.num_patches} is no square; positions form one"
             )
-        preprocessing = {"mean": list(mean), "std": list(std), "resample": resample}
+        preprocessing = {"layout": layout, "mean": list(mean), "std": list(std), "resample": resample}
         complete = stated(config, VISION_KEYS)
         sizes = {"vision_config": complete, "max_num_patches": max_num_patches}
         options = {"text_tower": text_tower, "pooled": pooled}
@@ -101,7 +104,7 @@ class NaFlexEncoder(VisionEncoder):
         self.spec = VisionSpec(
             math.isqrt(max(max_num_patches, 0)) * config.patch_size, config.patch_size, config.hidden_size,
             layer=layer, mean=rgb(self.family, "mean", mean), std=rgb(self.family, "std", std),
-            layout="native", resample=resample, max_patches=max_num_patches,
+            layout=layout, resample=resample, max_patches=max_num_patches,
             embed_dim=config.hidden_size if has_vector else 0,
         )  # fmt: skip
         self.depth = config.num_hidden_layers
