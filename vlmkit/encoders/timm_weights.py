@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlmkit.encoders.timm_model import build, import_timm, statement
+from vlmkit.encoders.timm_model import OURS, build, import_timm, statement
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.weights import resolve_weights
 
@@ -88,7 +88,8 @@ def _read(weights: str, config: Mapping[str, Any]) -> Source:
     cfg["num_classes"] = config.get("num_classes", cfg.get("num_classes", 0))
     name = str(config["architecture"])
     full = f"{name}.{cfg.get('tag')}"
-    arguments = dict(config.get("model_args") or {})
+    # Newer releases store what they were called with; ours follow from the statement.
+    arguments = {k: v for k, v in (config.get("model_args") or {}).items() if k not in OURS}
     if config.get("global_pool") is not None:
         arguments["global_pool"] = config["global_pool"]
     known = import_timm().models.get_arch_pretrained_cfgs(name)
