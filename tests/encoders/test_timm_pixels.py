@@ -181,6 +181,24 @@ def test_a_hub_id_names_the_model(timm):
     assert other.model == "fastvit_mci0.apple_mclip"
 
 
+class Opened:
+    """What a checkpoint that runs code would do when it is read."""
+
+    def __reduce__(self):
+        return (print, ("code out of a checkpoint",))
+
+
+def test_a_file_that_cannot_be_read_is_named(timm, tmp_path, capsys):
+    options = {"model": MODEL, "model_args": SIZE, "image_size": 32}
+    (tmp_path / "cut.safetensors").write_bytes(b"not a checkpoint")
+    with pytest.raises(VlmkitError, match=r"cut.safetensors' cannot be read: "):
+        TimmEncoder.from_options(**options, weights=str(tmp_path / "cut.safetensors"))
+    torch.save(Opened(), tmp_path / "code.bin")
+    with pytest.raises(VlmkitError, match=r"code.bin' do not belong to timm's .*weights_only=True blocked"):
+        TimmEncoder.from_options(**options, weights=str(tmp_path / "code.bin"))
+    assert "code out of" not in capsys.readouterr().out
+
+
 def test_a_folder_without_weights_is_named(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(VlmkitError, match=r"have none of the files model.safetensors, "):

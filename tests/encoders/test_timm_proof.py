@@ -128,6 +128,14 @@ def test_chance_in_the_forward_pass_is_refused(tower):
             {"model": "vit_tiny_patch16_224", "model_args": {"act_layer": torch.nn.GELU}},
             "must be plain values",
         ),
+        (
+            {"model": "vit_tiny_patch16_224", "image_size": 22.4},
+            "found image_size 22.4; give a whole number of 1",
+        ),
+        (
+            {"model": "vit_tiny_patch16_224", "projection": -1},
+            "found projection -1; give a whole number of 0",
+        ),
         ({}, "found no model and weights None; state model, such as"),
         (
             {"modle": "vit_tiny_patch16_224"},

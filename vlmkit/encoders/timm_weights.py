@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from vlmkit.encoders.timm_model import OURS, build, import_timm, statement
@@ -132,13 +134,15 @@ def read_tensors(
     if file is None:
         raise VlmkitError(f"weights {weights!r} have none of the files {', '.join(FILES)}")
     source = find_source(model, weights)
-    reasons = []
+    reasons: list[str] = []
     for classes in dict.fromkeys((int(source.cfg.get("num_classes", 0)), 0)):
         overlay = {"file": str(file), "custom_load": False, "num_classes": classes}
         try:
             whole = build(model, model_args, image_size, classes, overlay)
         except UsageError as error:
             reasons.append(f"with {classes} classes: {error}")
+        except (OSError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+            raise VlmkitError(f"weights {weights!r} cannot be read: {str(error).splitlines()[0]}") from error
         else:
             return dict(whole.state_dict())
     raise VlmkitError(f"weights {weights!r} do not belong to timm's {model}: {'; '.join(reasons)}")
