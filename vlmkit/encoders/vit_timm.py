@@ -1,4 +1,7 @@
-"""timm's vision transformers: options read off the shapes of stored tensors and `pretrained_cfg`."""
+"""timm's vision transformers: options read off the shapes of stored tensors and `pretrained_cfg`.
+
+What neither shows is as in timm's own ViT and DINOv2: epsilon 1e-6, exact GELU, and a gate with SiLU.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def timm_options(weights: str, stored: Mapping[str, Any], given: Collection[str]
     """Constructor arguments of a folder or hub id as timm writes it.
 
     Raises:
-        UsageError: `heads` is not given: no tensor's shape shows it.
+        UsageError: `heads` is not given: no tensor's shape shows it. Or the activation is another one.
         VlmkitError: It is no plain vision transformer.
     """
     shapes = _shapes(weights)
@@ -36,6 +39,8 @@ def timm_options(weights: str, stored: Mapping[str, Any], given: Collection[str]
             f"vit: weights {weights!r} ({stored['architecture']}) do not state heads; give them "
             "(timm's models mostly have one for each 64 of their width)"
         )
+    if "act_layer" in stored.get("model_args", {}):
+        raise UsageError(f"vit: weights {weights!r} state an act_layer; take the encoder 'timm'")
     found = _architecture(shapes, table)
     pixels = _pixels(stored.get("pretrained_cfg", {}), found["patch_size"] * found["position_grid"])
     if "image_size" in given:
