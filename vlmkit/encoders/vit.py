@@ -33,12 +33,11 @@ from vlmkit.encoders.vit_options import (
     Positions,
     Size,
     Stem,
-    check_names,
-    check_numbers,
-    check_pooling,
+    check_options,
     hidden_width,
+    rgb,
     shape_of,
-)  # fmt: skip
+)
 from vlmkit.encoders.vit_parts import INIT_STD, ConvStem, MapHead, PatchStem, norm_layer
 from vlmkit.encoders.vit_positions import Rope, resized, rope_2d, sincos_2d
 from vlmkit_connectors import Grid, VisionFeatures
@@ -134,9 +133,7 @@ class ViT(VisionEncoder):
     ) -> None:
         options = {k: v for k, v in locals().items() if k not in ("self", "__class__", "weights", "size")}
         shape = shape_of(size, width, depth, heads, mlp_ratio)
-        check_names(options)
-        check_numbers(options, shape)
-        check_pooling(options, shape.width)
+        check_options(options, shape)
         super().__init__(_stored({**options, **vars(shape)}), text_tower, weights)
         self.depth = shape.depth
         self.blocks_run = hidden_state_index(self.family, layer, shape.depth)
