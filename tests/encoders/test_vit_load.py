@@ -1,14 +1,10 @@
-"""Other people's weights in our ViT: against transformers and against timm's computation written out.
-
-`bad` are mistakes of whoever loads weights; each must be seen.
-"""
+"""Other people's weights in our ViT, against transformers and timm; `bad` are mistakes that must be seen."""
 
 import json
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.nn import functional as F
 from transformers import (
     DeiTConfig,
     DeiTModel,
@@ -225,97 +221,83 @@ def test_a_folder_without_a_configuration_is_refused(tmp_path):
         ViT.from_options(weights=str(tmp_path))
 
 
-WIDTH, HEADS, SIDE = 24, 3, 8
+TIMM = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 5}
+PIXELS = {
+    "input_size": [3, 32, 32], "crop_pct": 0.875, "crop_mode": "center", "interpolation": "bilinear",
+    "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4],
+}  # fmt: skip
+FORMS = {
+    "plain": {},
+    "registers and qk_norm": {"reg_tokens": 3, "init_values": 0.1, "qk_norm": True},
+    "positions of patches only": {"reg_tokens": 4, "no_embed_class": True, "init_values": 0.1},
+    "without a class token": {"class_token": False, "global_pool": "avg", "fc_norm": False},
+    "swiglu": {"mlp_layer": "SwiGLUPacked", "act_layer": torch.nn.SiLU, "dynamic_img_size": True},
+    "rms": {"norm_layer": "RmsNorm", "dynamic_img_size": True},
+}
 
 
-def timm_tensors(swiglu, registers, embed_prefix):
-    """Tensors of a timm vision transformer of two blocks, by timm's names; nothing is zero or one."""
-    draw = torch.Generator().manual_seed(3)
-    random = lambda *shape: torch.randn(shape, generator=draw) * 1.5 * shape[-1] ** -0.5  # noqa: E731
-    inner, outer = (64, 32) if swiglu else (40, 40)
-    prefix = (1 + registers) if embed_prefix else 0
-    found = {
-        "patch_embed.proj.weight": random(WIDTH, 3, 4, 4) / 4, "patch_embed.proj.bias": random(WIDTH),
-        "pos_embed": random(1, prefix + SIDE**2, WIDTH), "cls_token": random(1, 1, WIDTH),
-        "norm.weight": 1 + random(WIDTH), "norm.bias": random(WIDTH), "head.weight": random(5, WIDTH),
-    }  # fmt: skip
-    if registers:
-        found["reg_token"] = random(1, registers, WIDTH)
-    linear = {"attn.qkv": (3 * WIDTH, WIDTH), "attn.proj": (WIDTH, WIDTH)}
-    linear |= {"mlp.fc1": (inner, WIDTH), "mlp.fc2": (WIDTH, outer)}
-    for i in range(2):
-        for name, shape in linear.items():
-            found |= {
-                f"blocks.{i}.{name}.weight": random(*shape),
-                f"blocks.{i}.{name}.bias": random(shape[0]),
-            }
-        norms = {"norm1": WIDTH, "norm2": WIDTH, "attn.q_norm": 8, "attn.k_norm": 8}
-        for name, size in norms.items():
-            found |= {f"blocks.{i}.{name}.weight": 1 + random(size), f"blocks.{i}.{name}.bias": random(size)}
-        found |= {f"blocks.{i}.ls{k}.gamma": random(WIDTH) for k in (1, 2)}
-    return found
+@pytest.fixture
+def timm_model(timm, shake):
+    """A function: options of timm's `VisionTransformer` to one with weights that matter."""
+
+    def make(**options):
+        named = {n: getattr(timm.layers, v) for n, v in options.items() if isinstance(v, str) and v in LAYERS}
+        return shake(timm.models.vision_transformer.VisionTransformer(**{**TIMM, **options, **named})).eval()
+
+    return make
 
 
-def timm_forward(t, pixels, swiglu, registers, embed_prefix):
-    """What timm computes with them, step by step; epsilon of its norms is 1e-6."""
-    norm = lambda x, n: F.layer_norm(x, x.shape[-1:], t[f"{n}.weight"], t[f"{n}.bias"], 1e-6)  # noqa: E731
-    linear = lambda x, n: F.linear(x, t[f"{n}.weight"], t[f"{n}.bias"])  # noqa: E731
-    x = F.conv2d(pixels, t["patch_embed.proj.weight"], t["patch_embed.proj.bias"], stride=4)
-    x = x.flatten(2).transpose(1, 2)
-    tokens = [t["cls_token"], *([t["reg_token"]] if registers else [])]
-    prefix = torch.cat(tokens, 1).expand(len(x), -1, -1)
-    table = t["pos_embed"] if embed_prefix else F.pad(t["pos_embed"], (0, 0, 1 + registers, 0))
-    x = torch.cat([prefix, x], 1) + table
-    for i in range(2):
-        b = f"blocks.{i}."
-        q, k, v = linear(norm(x, b + "norm1"), b + "attn.qkv").chunk(3, -1)
-        q, k, v = (y.view(len(x), -1, HEADS, 8).transpose(1, 2) for y in (q, k, v))
-        q, k = norm(q, b + "attn.q_norm"), norm(k, b + "attn.k_norm")
-        mixed = ((q @ k.transpose(-1, -2)) / 8**0.5).softmax(-1) @ v
-        mixed = mixed.transpose(1, 2).flatten(2)
-        x = x + linear(mixed, b + "attn.proj") * t[b + "ls1.gamma"]
-        inner = linear(norm(x, b + "norm2"), b + "mlp.fc1")
-        inner = F.silu(inner[..., :32]) * inner[..., 32:] if swiglu else F.gelu(inner)
-        x = x + linear(inner, b + "mlp.fc2") * t[b + "ls2.gamma"]
-    return norm(x, "norm")
+LAYERS = ("SwiGLUPacked", "RmsNorm")
 
 
 @pytest.fixture
 def timm_folder(tmp_path):
-    def make(tensors, **pretrained):
-        sizes = {"input_size": [3, 32, 32], "crop_pct": 0.9, "crop_mode": "center"}
-        pixels = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "interpolation": "bilinear"}
-        config = {"architecture": "vit_tiny_of_the_test", "pretrained_cfg": {**sizes, **pixels, **pretrained}}
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        save_file(tensors, tmp_path / "model.safetensors")
+    """A function: tensors to a folder as timm writes it."""
+
+    def make(tensors, more=None, **pretrained):
+        config = {"architecture": "vit_of_the_test", "pretrained_cfg": {**PIXELS, **pretrained}}
+        (tmp_path / "config.json").write_text(json.dumps({**config, **(more or {})}))
+        save_file({n: t.clone() for n, t in tensors.items()}, tmp_path / "model.safetensors")
         return str(tmp_path)
 
     return make
 
 
-FORMS = [(False, 0, True), (False, 3, True), (False, 3, False), (True, 3, False)]
-
-
 @pytest.mark.parametrize("form", FORMS)
-def test_timm_names_by_the_same_table(timm_folder, pictures, gap, see, form):
-    tensors = timm_tensors(*form)
-    encoder = ViT.from_options(weights=timm_folder(tensors), heads=HEADS).eval()
-    spec = encoder.spec
-    assert (spec.layout, spec.shortest_edge, spec.resample) == ("crop", 35, "bilinear")
-    assert spec.mean == (0.4, 0.5, 0.6)
-    expected = timm_forward(tensors, pixel_batch(spec, pictures).pixels_ICHW, *form)
-    features = see(encoder, pictures)
-    assert gap(features.patches_TV, expected[:, spec.prefix_tokens :].flatten(0, 1)) < 1e-6
-    assert gap(features.pooled_BE, expected[:, 0]) < 1e-6
+def test_timm_s_tensors_by_the_same_table(timm, timm_model, timm_folder, pictures, gap, see, form):
+    """From pictures, through timm's own preprocessing; positions interpolated where timm does that."""
+    model = timm_model(**FORMS[form])
+    folder = timm_folder(model.state_dict())
+    transform = timm.data.create_transform(**{**PIXELS, "input_size": (3, 32, 32)}, is_training=False)
+    for side in (32, 48, 24) if "dynamic_img_size" in FORMS[form] else (32,):
+        encoder = ViT.from_options(weights=folder, heads=3, image_size=side).eval()
+        pixels = pixel_batch(encoder.spec, pictures).pixels_ICHW
+        with torch.no_grad():
+            hidden = model.forward_features(pixels)
+            pooled = model.forward_head(hidden, pre_logits=True)
+        features = see(encoder, pictures)
+        assert gap(features.patches_TV, hidden[:, encoder.spec.prefix_tokens :].flatten(0, 1)) == 0
+        assert gap(features.pooled_BE, pooled) == 0
+    encoder = ViT.from_options(weights=folder, heads=3)
+    ours = pixel_batch(encoder.spec, pictures).pixels_ICHW
+    assert gap(ours, torch.stack([transform(picture) for picture in pictures])) < 1e-6
 
 
-def test_timm_is_asked_for_what_no_shape_shows(timm_folder):
-    folder = timm_folder(timm_tensors(*FORMS[0]))
+def test_what_timm_does_not_store_is_asked_for(timm_model, timm_folder):
+    tensors = timm_model().state_dict()
     with pytest.raises(UsageError, match="do not state heads; give them"):
-        ViT.from_options(weights=folder)
-    folder = timm_folder(timm_tensors(*FORMS[0]), crop_mode="border")
-    with pytest.raises(UsageError, match="crop_mode 'border' is no layout"):
-        ViT.from_options(weights=folder, heads=HEADS)
-    folder = timm_folder({"conv1.weight": torch.zeros(4, 3, 2, 2)})
+        ViT.from_options(weights=timm_folder(tensors))
+    with pytest.raises(UsageError, match=r"states crop_mode 'border'.*no layout does"):
+        ViT.from_options(weights=timm_folder(tensors, crop_mode="border"), heads=3)
+    with pytest.raises(UsageError, match="state an act_layer; take the encoder 'timm'"):
+        stated = {"model_args": {"act_layer": "gelu_tanh"}}
+        ViT.from_options(weights=timm_folder(tensors, stated), heads=3)
     with pytest.raises(VlmkitError, match="are no ViT with stored positions"):
-        ViT.from_options(weights=folder, heads=HEADS)
+        ViT.from_options(weights=timm_folder({"conv1.weight": torch.zeros(4, 3, 2, 2)}), heads=3)
+
+
+def test_a_norm_after_pooling_is_not_taken_for_ours(timm_model, timm_folder):
+    """timm normalises some means after pooling: other vectors, and tensors of another name."""
+    tensors = timm_model(class_token=False, global_pool="avg", fc_norm=True).state_dict()
+    with pytest.raises(VlmkitError, match=r"missing: norm.bias, norm.weight; unexpected: fc_norm.bias"):
+        ViT.from_options(weights=timm_folder(tensors), heads=3)

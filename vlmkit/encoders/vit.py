@@ -23,7 +23,6 @@ from torch.utils.checkpoint import checkpoint
 from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.batch import PixelBatch
 from vlmkit.encoders.spec import Resample, Stated, VisionSpec, hidden_state_index
-from vlmkit.encoders.tower import rgb, run_blocks
 from vlmkit.encoders.vit_block import Block, Place, joined
 from vlmkit.encoders.vit_config import read_options
 from vlmkit.encoders.vit_load import load_weights
@@ -34,12 +33,11 @@ from vlmkit.encoders.vit_options import (
     Positions,
     Size,
     Stem,
-    check_names,
-    check_numbers,
-    check_pooling,
+    check_options,
     hidden_width,
+    rgb,
     shape_of,
-)  # fmt: skip
+)
 from vlmkit.encoders.vit_parts import INIT_STD, ConvStem, MapHead, PatchStem, norm_layer
 from vlmkit.encoders.vit_positions import Rope, resized, rope_2d, sincos_2d
 from vlmkit_connectors import Grid, VisionFeatures
@@ -136,9 +134,7 @@ class ViT(VisionEncoder):
     ) -> None:
         options = {k: v for k, v in locals().items() if k not in ("self", "__class__", "weights", "size")}
         shape = shape_of(size, width, depth, heads, mlp_ratio)
-        check_names(options)
-        check_numbers(options, shape)
-        check_pooling(options, shape.width)
+        check_options(options, shape)
         super().__init__(_stored({**options, **vars(shape)}), text_tower, weights)
         self.depth = shape.depth
         self.blocks_run = hidden_state_index(self.family, layer, shape.depth)
@@ -146,7 +142,7 @@ class ViT(VisionEncoder):
         space = (embed_dim if projection else shape.width) if pooled else 0
         self.spec = VisionSpec(
             image_size, patch_size, shape.width, has_cls + registers, layer, layout=layout, embed_dim=space,
-            mean=rgb(self.family, "mean", mean), std=rgb(self.family, "std", std), resample=resample,
+            mean=rgb("mean", mean), std=rgb("std", std), resample=resample,
             shortest_edge=shortest_edge,
         )  # fmt: skip
         self.pool, self.kind, self.antialias, self.rope_base = pool, positions, antialias, rope_base
@@ -172,7 +168,7 @@ class ViT(VisionEncoder):
 
     @classmethod
     def tiny_options(cls) -> dict[str, Any]:
-        """Constructor arguments of a tiny twin with random weights."""
+        """See `VisionEncoder.tiny_options`."""
         return {"image_size": 32, "patch_size": 8, "width": 32, "depth": 3, "heads": 2}
 
     @classmethod
@@ -211,14 +207,17 @@ class ViT(VisionEncoder):
         Views of one size go through as a batch; views of several sizes are packed, nothing is padded.
         """
         hidden, place = self._embed(batch)
-        wanted = list(self.blocks)[: self.depth if self.spec.embed_dim else self.blocks_run]
-        selected, last = run_blocks([partial(self._run, b, place) for b in wanted], hidden, self.blocks_run)
-        if len(wanted) == self.depth:
+        wanted = self.depth if self.spec.embed_dim else self.blocks_run
+        selected = hidden
+        for i, block in enumerate(list(self.blocks)[:wanted], start=1):
+            hidden = self._run(block, place, hidden)
+            selected = hidden if i == self.blocks_run else selected
+        if wanted == self.depth:
             assert self.norm is not None
-            last = self.norm(last)
-            selected = last if self.blocks_run == self.depth else selected
+            hidden = self.norm(hidden)
+            selected = hidden if self.blocks_run == self.depth else selected
         patches_TV = place.patches(selected, self.spec.prefix_tokens)
-        pooled_BE = self._pooled(last, place, batch.image_of_view_I) if self.spec.embed_dim else None
+        pooled_BE = self._pooled(hidden, place, batch.image_of_view_I) if self.spec.embed_dim else None
         return VisionFeatures(patches_TV, batch.grids_I2, batch.image_of_view_I, pooled_BE)
 
     def _run(self, block: nn.Module, place: Place, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ An architecture that timm stores is read off the shapes of its tensors; only the
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,12 @@ def stored_json(weights: str, name: str = "config.json") -> dict[str, Any]:
     return stored
 
 
-def read_options(weights: str, given: Collection[str]) -> dict[str, Any]:
+def read_options(weights: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor arguments that a checkpoint states.
 
     Args:
         weights: Weights reference.
-        given: Names of the options that a recipe states; they need not be read.
+        given: Options that a recipe states; they need not be read.
 
     Raises:
         UsageError: An option contradicts the checkpoint, or one of its own is not supported.
@@ -86,7 +86,7 @@ def _of_run(weights: str, stored: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _of_model(weights: str, model: str, given: Collection[str]) -> dict[str, Any]:
+def _of_model(weights: str, model: str, given: Mapping[str, Any]) -> dict[str, Any]:
     config = read_config(weights)
     _check(weights, config)
     found = {**_common(config), **MODELS[model](config)}

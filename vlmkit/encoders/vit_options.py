@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -90,28 +90,28 @@ def hidden_width(shape: Shape, mlp: str, given: int | None) -> int:
     return hidden
 
 
-def check_names(options: Mapping[str, Any]) -> None:
-    """Refuse a word that an option does not know.
+def check_options(options: Mapping[str, Any], shape: Shape) -> None:
+    """Refuse a word that an option does not know, and options that make no module.
 
     Raises:
-        UsageError: Names those that it knows.
+        UsageError: Says what was found and what is possible.
     """
     for option, known in NAMES.items():
         if options[option] not in get_args(known):
             raise unknown_name(f"vit {option}", str(options[option]), get_args(known))
+    _check_pixels(options["image_size"], options["patch_size"], options["stem"])
+    _check_numbers(options, shape)
+    _check_pooling(options, shape.width)
 
 
-def check_numbers(options: Mapping[str, Any], shape: Shape) -> None:
-    """Refuse numbers that make no module.
-
-    Raises:
-        UsageError: Says what is possible.
-    """
-    image, patch = options["image_size"], options["patch_size"]
+def _check_pixels(image: int, patch: int, stem: str) -> None:
     if patch < 1 or image < 1 or image % patch:
         raise UsageError(f"vit: image_size {image} is not a multiple of patch_size {patch}")
-    if options["stem"] == "conv" and (patch < 2 or patch & (patch - 1)):
+    if stem == "conv" and (patch < 2 or patch & (patch - 1)):
         raise UsageError(f"vit: stem 'conv' halves the picture; found patch_size {patch}, give 2, 4, 8, ...")
+
+
+def _check_numbers(options: Mapping[str, Any], shape: Shape) -> None:
     for name in ("registers", "position_grid", "embed_dim"):
         if options[name] < 0:
             raise UsageError(f"vit: found {name} {options[name]}; give 0 or more")
@@ -125,12 +125,7 @@ def check_numbers(options: Mapping[str, Any], shape: Shape) -> None:
         )
 
 
-def check_pooling(options: Mapping[str, Any], width: int) -> None:
-    """Refuse a retrieval vector that cannot be made.
-
-    Raises:
-        UsageError: Says which options disagree.
-    """
+def _check_pooling(options: Mapping[str, Any], width: int) -> None:
     if options["pool"] == "cls" and options["class_token"] is False:
         raise UsageError("vit: pool 'cls' reads the class token and class_token is false; drop one of them")
     if not options["projection"] and options["embed_dim"] not in (0, width):
@@ -138,3 +133,14 @@ def check_pooling(options: Mapping[str, Any], width: int) -> None:
             f"vit: without a projection the vector has width {width}, found embed_dim "
             f"{options['embed_dim']}; leave embed_dim out, or set projection: true"
         )
+
+
+def rgb(name: str, values: Sequence[float]) -> tuple[float, float, float]:
+    """Three numbers, for red, green and blue.
+
+    Raises:
+        UsageError: There are not three.
+    """
+    if len(values) != 3:
+        raise UsageError(f"vit: {name} has {len(values)} values; give three, for red, green and blue")
+    return (float(values[0]), float(values[1]), float(values[2]))

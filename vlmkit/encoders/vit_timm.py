@@ -1,27 +1,34 @@
-"""timm's vision transformers: options read off the shapes of stored tensors and `pretrained_cfg`."""
+"""timm's vision transformers: options read off the shapes of stored tensors and `pretrained_cfg`.
+
+What neither shows is as in timm's own ViT and DINOv2: epsilon 1e-6, exact GELU, and a gate with SiLU.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from safetensors import safe_open
 
+from vlmkit.encoders.timm_pixels import stated_pixels
+from vlmkit.encoders.vit_config import IMAGENET
 from vlmkit.encoders.vit_load import stored_files
 from vlmkit.errors import UsageError, VlmkitError
 
 Shapes = dict[str, tuple[int, ...]]
 NORM_EPS = 1e-6
+# What timm takes where `pretrained_cfg` says nothing.
+UNSTATED = {**IMAGENET, "interpolation": "bicubic", "crop_pct": 0.875, "crop_mode": "center"}
 STEM = "patch_embed.proj.weight"
 
 
-def timm_options(weights: str, stored: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+def timm_options(weights: str, stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor arguments of a folder or hub id as timm writes it.
 
     Raises:
-        UsageError: `heads` is not given: no tensor's shape shows it.
+        UsageError: `heads` is not given: no tensor's shape shows it. Or the activation is another one.
         VlmkitError: It is no plain vision transformer.
     """
     shapes = _shapes(weights)
@@ -36,11 +43,13 @@ def timm_options(weights: str, stored: Mapping[str, Any], given: Collection[str]
             f"vit: weights {weights!r} ({stored['architecture']}) do not state heads; give them "
             "(timm's models mostly have one for each 64 of their width)"
         )
+    if "act_layer" in stored.get("model_args", {}):
+        raise UsageError(f"vit: weights {weights!r} state an act_layer; take the encoder 'timm'")
     found = _architecture(shapes, table)
-    pixels = _pixels(stored.get("pretrained_cfg", {}), found["patch_size"] * found["position_grid"])
-    if "image_size" in given:
-        pixels.pop("shortest_edge", None)
-    return {**found, **pixels}
+    cfg = {**UNSTATED, **stored.get("pretrained_cfg", {})}
+    stated_side = cfg.get("input_size", [found["patch_size"] * found["position_grid"]])[-1]
+    side = int(given.get("image_size", stated_side))
+    return {**found, "image_size": side, **stated_pixels(str(stored["architecture"]), cfg, side, given)}
 
 
 def _shapes(weights: str) -> Shapes:
@@ -60,25 +69,10 @@ def _architecture(shapes: Shapes, table: tuple[int, ...]) -> dict[str, Any]:
     return {
         "patch_size": patch, "width": width, "depth": depth, "mlp_width": outer,
         "mlp": "gelu" if inner == outer else "swiglu", "norm_eps": NORM_EPS,
-        "norm": "layer" if "norm.bias" in shapes else "rms",
+        "norm": "layer" if "blocks.0.norm1.bias" in shapes else "rms",
         "qk_norm": "blocks.0.attn.q_norm.weight" in shapes,
         "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in shapes else None, "registers": registers,
         "class_token": has_cls, "pool": "cls" if has_cls else "mean", "projection": False,
         # As many more rows as prefix tokens have a position: none, CLS, or all. A square shows which.
         "position_grid": math.isqrt(table[1]),
     }  # fmt: skip
-
-
-def _pixels(stated: Mapping[str, Any], side: int) -> dict[str, Any]:
-    """Preprocessing as timm's `pretrained_cfg` states it."""
-    size = int(stated.get("input_size", (3, side, side))[-1])
-    found: dict[str, Any] = {"image_size": size}
-    for ours, theirs in (("mean", "mean"), ("std", "std"), ("resample", "interpolation")):
-        if theirs in stated:
-            found[ours] = stated[theirs]
-    mode = stated.get("crop_mode", "center")
-    if mode not in ("center", "squash"):
-        raise UsageError(f"vit: timm's crop_mode {mode!r} is no layout; state layout, image_size and more")
-    if mode == "center":
-        found |= {"layout": "crop", "shortest_edge": math.floor(size / stated.get("crop_pct", 0.875))}
-    return found
