@@ -22,7 +22,7 @@ SAMPLE = Path(__file__).parent / "data" / "tiny"
 PLAIN_ROWS = 8
 STEPS = 2
 # Options of an encoder that a tiny one has its own for.
-SIZES = ("weights", "vision_config", "image_size", "shortest_edge")
+SIZES = ("weights", "vision_config", "image_size", "shortest_edge", "proved", "projection")
 # By the names that the families of transformers have for them; 64 numbers are a block of 4-bit weights.
 LANGUAGE = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
