@@ -87,7 +87,7 @@ class TestTiny:
         ("override", "says"),
         [
             ("model.llm={weights: some/llm}", "language model with a tiny twin: 'some/llm'"),
-            ("model.encoders.0={type: 'a.b:C'}", "'a.b:C' cannot be imported"),
+            ("model.encoders.0={type: 'vlmkit.encoders.hf:HFEncoder'}", "HFEncoder states no tiny twin"),
         ],
     )
     def test_a_part_without_a_twin_is_refused(self, override, says):

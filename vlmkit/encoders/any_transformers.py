@@ -35,7 +35,7 @@ class TransformersEncoder(VisionEncoder):
 
     The retrieval vector is the model's own `pooler_output`. All hidden states are computed and one is kept: a
     family with a file of its own needs less memory. With `weights`, preprocessing is taken from the image
-    processor of the checkpoint, and proved on pictures.
+    processor of the checkpoint, and proved on pictures. The probe of a ViT-B takes a minute on two cores.
 
     Args:
         vision_config: `model_type`, and fields of its configuration; absent ones have its defaults.

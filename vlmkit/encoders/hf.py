@@ -5,6 +5,7 @@ Shapes: I views, B images, P prefix + patches, V width, E retrieval width, C H W
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -111,6 +112,11 @@ class HFEncoder(Facts, VisionEncoder):
         self.vision = model_class(config, **self.model_arguments)
         if not self.spec.embed_dim:
             self.drop_unread()
+
+    @classmethod
+    def tiny_options(cls) -> dict[str, Any]:
+        """See `VisionEncoder.tiny_options`."""
+        return copy.deepcopy(dict(cls.tiny)) if hasattr(cls, "tiny") else super().tiny_options()
 
     def embed(self, pixels_ICHW: Tensor) -> Tensor:
         """The hidden state below the first block."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -90,11 +89,6 @@ class Facts:
     def classes(cls, given: Mapping[str, Any]) -> tuple[Any, Any, tuple[str, ...]]:
         """Classes of the configuration and of the model, and its fields, for what is given."""
         return cls.config_class, cls.model_class, cls.fields
-
-    @classmethod
-    def tiny_options(cls) -> dict[str, Any]:
-        """See `VisionEncoder.tiny_options`."""
-        return copy.deepcopy(dict(cls.tiny))
 
     def depth(self, config: Any) -> int:
         """Number of blocks: hidden states above the embeddings."""
