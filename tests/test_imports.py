@@ -21,7 +21,7 @@ FLOORS = [
     {"train", "evaluate", "embedders", "look", "plan", "plan_memory"},
     {"assemble", "init_from", "quantize", "tiny"},
     {"vlm", "processor", "image_processor", "messages", "inference", "config", "splice"},
-    {"data", "objectives", "recipe"},
+    {"data", "objectives", "recipe", "testing"},
     {"encoders", "llm"},
     {"checkpoint", "budget", "layouts", "plugins", "weights", "recipe_files"},
     {"errors", "__init__"},
@@ -77,6 +77,17 @@ def test_rooms_import_downwards(file):
         room = inside.partition(".")[0]
         if top == "vlmkit" and room in FLOOR:
             assert FLOOR[room] >= FLOOR[room_of(file)], f"{room_of(file)} imports {room}"
+
+
+def test_the_conformance_kit_knows_encoders_and_no_product_code_knows_it():
+    kit = [file for file in files("vlmkit") if room_of(file) == "testing"]
+    known = {"encoders", "layouts", "errors", "testing"}
+    assert kit
+    for file in kit:
+        ours = {module for module in imports(file) if module.startswith("vlmkit.")}
+        assert {module.split(".")[1] for module in ours} <= known, file
+    users = {file for file in files("vlmkit") if any(m.startswith("vlmkit.testing") for m in imports(file))}
+    assert users - set(kit) == {SOURCES["vlmkit"] / "cli/encoder.py"}
 
 
 def test_connectors_know_torch_alone():

@@ -74,7 +74,9 @@ class VLMConfig(PretrainedConfig):  # type: ignore[misc]
 def build_encoder(described: dict[str, Any]) -> VisionEncoder:
     """An encoder with random weights from its complete description in a `VLMConfig`."""
     arguments = {k: v for k, v in described.items() if k != "type"}
-    return encoder_class(described["type"])(**arguments)
+    encoder = encoder_class(described["type"])(**arguments)
+    encoder.check_views()
+    return encoder
 
 
 def build_connector(config: VLMConfig, specs: Sequence[VisionSpec]) -> Connector | Groups:

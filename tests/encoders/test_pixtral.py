@@ -5,7 +5,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration, PixtralVisionConfig, PixtralVisionModel
+from transformers import (
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Mistral3Config,
+    PixtralVisionConfig,
+    PixtralVisionModel,
+)
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
 from vlmkit.encoders.base import pixel_batch
@@ -77,13 +83,13 @@ def test_a_batch_of_several_sizes_equals_the_reference(folder, pictures, states,
     encoder = PixtralEncoder.from_options(weights=str(folder), layer=layer).eval()
     features = see(encoder, pictures)
     assert len(encoder.vision.transformer.layers) == 5 + layer
-    assert gap(features.patches_TV, states[layer]) <= 1e-6
+    assert gap(features.patches_TV, states[layer]) <= 3e-6
     assert features.pooled_BE is None
 
 
 def test_each_picture_alone_is_the_same(pixtral, pictures, see, gap):
     alone = torch.cat([see(pixtral, [picture]).patches_TV for picture in pictures])
-    assert gap(see(pixtral, pictures).patches_TV, alone) <= 1e-6
+    assert gap(see(pixtral, pictures).patches_TV, alone) <= 3e-6
 
 
 def swapped(x, rope):
@@ -186,3 +192,12 @@ def test_what_the_checkpoint_states_is_taken(pixtral):
 def test_the_tiny_twin_is_built_and_runs(pictures, see):
     features = see(PixtralEncoder.from_options(**PixtralEncoder.tiny_options()), pictures)
     assert features.patches_TV.shape[1] == 32
+
+
+def test_mistral_3_rounds_up_to_groups(folder, tmp_path):
+    config = Mistral3Config(vision_config={**VISION, "model_type": "pixtral"}, spatial_merge_size=2)
+    config.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_bytes((folder / "preprocessor_config.json").read_bytes())
+    encoder = PixtralEncoder(**PixtralEncoder.resolve(weights=str(tmp_path)))
+    assert encoder.spec.layout == {"type": "longest", "longest_edge": 40, "merge": 2}
+    assert [(view.rows, view.cols) for view in encoder.spec.views((40, 17))] == [(4, 6)]

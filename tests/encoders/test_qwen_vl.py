@@ -125,14 +125,14 @@ def test_a_batch_of_several_sizes_equals_the_reference(build, pictures, answer, 
     encoder = build(layer=layer)
     features = see(encoder, pictures)
     assert len(encoder.vision.blocks) == 5 + layer
-    assert gap(features.patches_TV, answer[0][layer]) <= 1e-6
+    assert gap(features.patches_TV, answer[0][layer]) <= 3e-6
     assert features.pooled_BE is None
 
 
 def test_merged_tokens_equal_the_reference(build, encoder, pictures, answer, see, gap):
     merged = build(merged=True)
     features = see(merged, pictures)
-    assert gap(features.patches_TV, answer[1]) <= 1e-6
+    assert gap(features.patches_TV, answer[1]) <= 3e-6
     assert (merged.spec.patch_size, merged.spec.width) == (8, 16)
     halves = [(rows // 2, cols // 2) for rows, cols in see(encoder, pictures).grids]
     assert features.grids == halves == [(v.rows, v.cols) for p in pictures for v in merged.spec.views(p.size)]
@@ -140,7 +140,7 @@ def test_merged_tokens_equal_the_reference(build, encoder, pictures, answer, see
 
 def test_each_picture_alone_is_the_same(encoder, pictures, see, gap):
     alone = torch.cat([see(encoder, [picture]).patches_TV for picture in pictures])
-    assert gap(see(encoder, pictures).patches_TV, alone) <= 1e-6
+    assert gap(see(encoder, pictures).patches_TV, alone) <= 3e-6
 
 
 def test_only_what_is_read_is_built(encoder, build):
@@ -187,7 +187,7 @@ def test_a_mistake_of_the_code_is_seen(
         "qwen3_vl": ["qwen_vl.inverse", "qwen2_5_vl.windows"],
     }
     difference = gap(see(encoder, pictures).patches_TV, answer[0][-1])
-    assert difference <= 1e-6 if name in other[family] else difference > 1e-2
+    assert difference <= 3e-6 if name in other[family] else difference > 1e-2
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ SURFACE = {
     "train": {"recipe", "overrides", "--resume", "--tiny", "--debug"},
     "plan": {"recipe", "overrides", "--fetch", "--debug"},
     "list": {"what", "--debug"},
+    "encoder": {"action", "encoder", "overrides", "--json", "--debug"},
     "ask": {"model", "image", "question", "--stream", "--json", "--quantize", "--max-new-tokens", "--debug"},
     "look": {
         "model",

@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable, Sequence
 
 from vlmkit import __version__
-from vlmkit.cli import ask, index, list_, look, plan, rag, search, train
+from vlmkit.cli import ask, encoder, index, list_, look, plan, rag, search, train
 
 Run = Callable[[argparse.Namespace], int]
 VERBS = {
     "train": train,
     "plan": plan,
     "list": list_,
+    "encoder": encoder,
     "ask": ask,
     "look": look,
     "index": index,

@@ -32,6 +32,7 @@ ENCODERS: dict[str, str] = {
     "swin": "vlmkit.encoders.swin:SwinEncoder",
     "swinv2": "vlmkit.encoders.swin:SwinV2Encoder",
     "timm": "vlmkit.encoders.timm_tower:TimmEncoder",
+    "transformers": "vlmkit.encoders.any_transformers:TransformersEncoder",
     "vit": "vlmkit.encoders.vit:ViT",
 }
 

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlmkit.encoders.batch import PixelBatch, pixel_batch
+from vlmkit.encoders.classify import TEMPLATES, classify
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.encoders.text import TextTower, load_text_tower, tensors_hash
 from vlmkit.errors import UsageError, VlmkitError, unknown_name
@@ -37,6 +38,8 @@ class VisionEncoder(nn.Module, ABC):
     """
 
     family: ClassVar[str]
+    # Whether views may have other sizes than `image_size` squared, and differ within a batch.
+    any_grid: ClassVar[bool] = False
     spec: VisionSpec
 
     def __init__(self, config: Mapping[str, Any], text_tower: str | None, weights: str | None = None) -> None:
@@ -68,6 +71,7 @@ class VisionEncoder(nn.Module, ABC):
         """
         cls._check_options(options)
         encoder = cls(**cls.resolve(**options))
+        encoder.check_views()
         weights = options.get("weights")
         if weights is not None:
             encoder.load(weights)
@@ -92,6 +96,21 @@ class VisionEncoder(nn.Module, ABC):
             f"encoder {cls.__module__}:{cls.__name__} states no tiny twin; give it a classmethod "
             "tiny_options that returns its options at a tiny size"
         )
+
+    def check_views(self) -> None:
+        """Refuse a layout whose views the tower cannot take.
+
+        Raises:
+            UsageError: Views of another size than the encoder's own.
+        """
+        side = self.spec.image_size
+        views = self.spec.views((2 * side, side))
+        if not self.any_grid and any((view.height, view.width) != (side, side) for view in views):
+            raise UsageError(
+                f"encoder {self.family!r} takes views of {side}x{side} pixels and layout "
+                f"{self.spec.layout!r} makes others; use a layout of such squares (crop, pad, anyres, "
+                "tiles, ...), or an encoder of any grid (dinov2, dinov3, siglip2_naflex, vit)"
+            )
 
     @abstractmethod
     def load(self, weights: str) -> None:
@@ -144,6 +163,32 @@ class VisionEncoder(nn.Module, ABC):
             VlmkitError: The encoder has no text tower.
         """
         return _unit(self.text_tower().embed(texts))
+
+    def classify(
+        self,
+        images: Sequence[Image.Image],
+        labels: Sequence[str],
+        templates: Sequence[str] = TEMPLATES,
+        temperature: float | None = None,
+    ) -> NDArray[np.float32]:
+        """Zero-shot scores of shape (len(images), len(labels)), each in [0, 1].
+
+        They are what the checkpoint was trained to give: CLIP's softmax over the labels, SigLIP's sigmoid of
+        each label on its own.
+
+        Args:
+            images: In any mode.
+            labels: Such as `["cat", "dog"]`.
+            templates: Prompts with `{}` for the label; with several, their unit vectors are averaged.
+            temperature: Softmax of cosine / temperature, in place of the checkpoint's own scores. Needed
+                where the text tower has none for this encoder (a sentence encoder, or a tower of another
+                checkpoint): a scale is not guessed.
+
+        Raises:
+            UsageError: There are no labels, a template has no `{}`, or a temperature is needed.
+            VlmkitError: The encoder has no text tower, or no retrieval space.
+        """
+        return classify(self, images, labels, templates, temperature)
 
     def text_tower(self) -> TextTower:
         """The frozen text tower that shares this space; loaded on first use, not part of this module."""

@@ -5,21 +5,27 @@ Shapes: N texts, E retrieval width.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
+from vlmkit.encoders.classify import Scoring
 from vlmkit.encoders.hub import load_checkpoint, load_pretrained, read_config
-from vlmkit.encoders.text import FrozenTower
+from vlmkit.encoders.text import FrozenTower, take_scalar
 
 
 class TextHalf(CLIPTextModelWithProjection):  # type: ignore[misc]
-    """The text half of a CLIP checkpoint; the vision half is not asked for."""
+    """The text half of a CLIP checkpoint and its `logit_scale`; the vision half is not asked for."""
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
-        r"^vision_model\.", r"^visual_projection\.", r"^logit_scale$", r"\.position_ids$",
+        r"^vision_model\.", r"^visual_projection\.", r"\.position_ids$",
     ]  # fmt: skip
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.logit_scale = nn.Parameter(torch.empty(()))
 
 
 class CLIPTextTower(FrozenTower):
@@ -37,12 +43,18 @@ class CLIPTextTower(FrozenTower):
         # The number that counts is the whole model's; the halves' own is often a default that was never used.
         config.projection_dim = whole.projection_dim
         model = load_checkpoint(TextHalf, reference, config=config)
+        self._scoring = Scoring(("clip",), "softmax", float(take_scalar(model, "logit_scale").exp()))
         super().__init__(load_pretrained(AutoTokenizer, reference), model, config.max_position_embeddings)
 
     @property
     def embed_dim(self) -> int:
         """See `TextTower.embed_dim`."""
         return int(self._model.config.projection_dim)
+
+    @property
+    def scoring(self) -> Scoring:
+        """See `TextTower.scoring`."""
+        return self._scoring
 
     def _embed(self, texts: list[str]) -> Tensor:
         vectors_NE: Tensor = self._model(**self._tokens(texts)).text_embeds

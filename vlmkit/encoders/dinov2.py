@@ -37,7 +37,7 @@ class DINOv2Encoder(HFEncoder):
     `vision_config` has the fields of `Dinov2Config`, and `num_register_tokens` (0 for none).
     """
 
-    family = "dinov2"
+    family, any_grid = "dinov2", True
     model_types = ("dinov2", "dinov2_with_registers")
     fields = (
         *(name for name in VIT_FIELDS if name != "intermediate_size"), *DROPOUTS, "mlp_ratio", "qkv_bias",

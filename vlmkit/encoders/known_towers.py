@@ -62,8 +62,8 @@ def _beit(shape: dict[str, Any], side: int) -> Known:
 
 
 def _sam(width: int, depth: int, heads: int, seeing_all: list[int]) -> Known:
-    config: dict[str, Any] = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
-    config |= {"mlp_dim": 4 * width, "global_attn_indexes": seeing_all}
+    config: dict[str, Any] = {"hidden_size": width, "num_hidden_layers": depth}
+    config |= {"num_attention_heads": heads, "mlp_dim": 4 * width, "global_attn_indexes": seeing_all}
     return _tower("sam_vit", config, 1024, 16)
 
 

@@ -106,10 +106,10 @@ class FusedAttention(PackedAttention):
         return out_TV
 
 
-def shortened(config: Any, blocks: int) -> Any:
-    """A copy of a configuration with the first `blocks` layers only."""
+def shortened(config: Any, blocks: int, field: str = "num_hidden_layers") -> Any:
+    """A copy of a configuration with the first `blocks` layers only; `field` holds their number."""
     short = copy.deepcopy(config)
-    short.num_hidden_layers = blocks
+    setattr(short, field, blocks)
     return short
 
 

@@ -36,6 +36,7 @@ class PackedTower(VisionEncoder):
         UsageError: A value does not fit.
     """
 
+    any_grid: ClassVar[bool] = True
     config_class: ClassVar[Any]
     # The `transformers` model, its attention packed.
     trunk: ClassVar[Any]
@@ -43,8 +44,9 @@ class PackedTower(VisionEncoder):
     fields: ClassVar[tuple[str, ...]]
     # Regular expression to replacement: names of a whole model's tensors to those of the tower alone.
     renamed: ClassVar[Mapping[str, str]]
-    # The list of blocks, as the names of tensors have it.
+    # The list of blocks, as the names of tensors have it, and the field that holds their number.
     blocks_name: ClassVar[str]
+    depth_field: ClassVar[str] = "num_hidden_layers"
 
     def __init__(self, given: Mapping[str, Any], weights: str | None) -> None:
         if given["pooled"]:
@@ -53,18 +55,13 @@ class PackedTower(VisionEncoder):
                 "use clip, siglip or siglip2_naflex"
             )
         config = tower_config(self.family, self.config_class, self.fields, given["vision_config"])
-        # Half of a head's channels turn with the row and half with the column, in pairs.
-        if config.hidden_size // config.num_attention_heads % 4:
-            raise UsageError(
-                f"{self.family}: {config.num_attention_heads} heads of hidden_size {config.hidden_size} have "
-                "a width that is no multiple of 4; rotary positions of rows and columns need that"
-            )
+        self.check(config, given)
         fields = {name: _plain(value) for name, value in stated(config, self.fields).items()}
         pixels = {name: rgb(self.family, name, given[name]) for name in ("mean", "std")}
         lists = {name: list(value) for name, value in pixels.items()}
         side = self.side(config, given)
         super().__init__({**given, "vision_config": fields, "image_size": side, **lists}, None, weights)
-        self.depth, self.patch = config.num_hidden_layers, config.patch_size
+        self.depth, self.patch = fields[self.depth_field], config.patch_size
         self.blocks_run = hidden_state_index(self.family, given["layer"], self.depth)
         stride, width = self.token(config)
         if side < 1 or side % stride:
@@ -75,7 +72,21 @@ class PackedTower(VisionEncoder):
         )  # fmt: skip
         self.theta = float(config.rope_parameters["rope_theta"])
         self.head_width = config.hidden_size // config.num_attention_heads
-        self.vision = self.trunk(shortened(config, self.blocks_run))
+        self.vision = self.trunk(shortened(config, self.blocks_run, self.depth_field))
+
+    @classmethod
+    def check(cls, config: Any, given: Mapping[str, Any]) -> None:
+        """Look at what `tower_config` does not.
+
+        Raises:
+            UsageError: A value does not fit.
+        """
+        # Half of a head's channels turn with the row and half with the column, in pairs.
+        if config.hidden_size // config.num_attention_heads % 4:
+            raise UsageError(
+                f"{cls.family}: {config.num_attention_heads} heads of hidden_size {config.hidden_size} have "
+                "a width that is no multiple of 4; rotary positions of rows and columns need that"
+            )
 
     @classmethod
     @abstractmethod

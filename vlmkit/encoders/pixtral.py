@@ -16,7 +16,7 @@ from vlmkit.encoders.batch import PixelBatch
 from vlmkit.encoders.clip import CLIP_MEAN, CLIP_STD
 from vlmkit.encoders.packed_layers import SplitAttention
 from vlmkit.encoders.packed_tower import PackedTower
-from vlmkit.encoders.packed_views import axial_rope, cut_patches, patch_grids
+from vlmkit.encoders.packed_views import axial_rope, convolve, patch_grids
 from vlmkit.encoders.spec import Resample, Stated
 from vlmkit.errors import UsageError
 from vlmkit_connectors import VisionFeatures
@@ -115,7 +115,7 @@ class PixtralEncoder(PackedTower):
     def forward(self, batch: PixelBatch) -> VisionFeatures:
         """See `VisionEncoder.forward`; no attention sees another view, and nothing is padded."""
         grids = patch_grids(batch, self.patch)
-        embedded_TV = self.vision.patch_conv(cut_patches(batch, self.patch)).flatten(1)
+        embedded_TV = convolve(batch, self.vision.patch_conv)
         # Rows turn with every second frequency, columns with those between.
         frequencies = self.frequencies(self.head_width)
         rope = axial_rope(grids, frequencies[0::2], frequencies[1::2])

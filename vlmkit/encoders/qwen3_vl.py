@@ -52,8 +52,9 @@ class Qwen3VLEncoder(QwenVLTower):
         return {"vision_config": config, "layout": cls.own_layout(2, 256, 4096)}
 
     @classmethod
-    def _check(cls, config: Any, given: Mapping[str, Any]) -> None:
-        super()._check(config, given)
+    def check(cls, config: Any, given: Mapping[str, Any]) -> None:
+        """See `PackedTower.check`."""
+        super().check(config, given)
         if math.isqrt(config.num_position_embeddings) ** 2 != config.num_position_embeddings:
             raise UsageError(
                 f"qwen3_vl: num_position_embeddings {config.num_position_embeddings} is no square; positions "

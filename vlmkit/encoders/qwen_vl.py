@@ -3,7 +3,7 @@
 An image is a video of one step: its frame twice. transformers keeps patches in groups of 2 x 2, which a
 merger makes one token of; here they are row-major, and grouped for the merger only.
 
-Shapes: T patches of all views, C H W a patch's pixels, V width, M merged tokens of all views, O their width.
+Shapes: T patches of all views, N patches of a view, V width.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vlmkit.encoders.batch import PixelBatch
 from vlmkit.encoders.packed import inverse
 from vlmkit.encoders.packed_layers import FusedAttention
 from vlmkit.encoders.packed_tower import PackedTower
-from vlmkit.encoders.packed_views import Grids, axial_rope, cut_patches, patch_grids
+from vlmkit.encoders.packed_views import Grids, axial_rope, convolve, patch_grids
 from vlmkit.encoders.spec import Resample, Stated, hidden_state_index
 from vlmkit.errors import UsageError
 from vlmkit.layouts import build_layout
@@ -60,6 +60,7 @@ class QwenVLTower(PackedTower):
 
     renamed: ClassVar[Mapping[str, str]] = {r"^(model\.)?visual\.": ""}
     blocks_name: ClassVar[str] = "blocks"
+    depth_field: ClassVar[str] = "depth"
     pixels: ClassVar[tuple[int, int]]
     colours: ClassVar[tuple[Sequence[float], Sequence[float]]]
 
@@ -93,7 +94,6 @@ class QwenVLTower(PackedTower):
     @classmethod
     def side(cls, config: Any, given: Mapping[str, Any]) -> int:
         """See `PackedTower.side`."""
-        cls._check(config, given)
         if given["image_size"] is not None:
             return int(given["image_size"])
         rule = build_layout(given["layout"])
@@ -103,7 +103,9 @@ class QwenVLTower(PackedTower):
         return int(max(1, math.isqrt(rule.max_pixels) // group) * group)
 
     @classmethod
-    def _check(cls, config: Any, given: Mapping[str, Any]) -> None:
+    def check(cls, config: Any, given: Mapping[str, Any]) -> None:
+        """See `PackedTower.check`."""
+        super().check(config, given)
         top = hidden_state_index(cls.family, given["layer"], config.depth) == config.depth
         if given["merged"] and not top:
             raise UsageError(
@@ -152,10 +154,8 @@ class QwenVLTower(PackedTower):
     def forward(self, batch: PixelBatch) -> VisionFeatures:
         """See `VisionEncoder.forward`; no attention sees another view, and nothing is padded."""
         grids = patch_grids(batch, self.patch)
-        patches_TCHW = cut_patches(batch, self.patch)
-        steps = self.vision.config.temporal_patch_size
-        frames_TF = patches_TCHW[:, :, None].expand(-1, -1, steps, -1, -1).flatten(1)
-        hidden_TV = self.placed(self.vision.patch_embed(frames_TF), grids)
+        stem, frames = self.vision.patch_embed.proj, self.vision.config.temporal_patch_size
+        hidden_TV = self.placed(convolve(batch, stem, frames), grids)
         frequencies = self.frequencies(self.head_width // 2)
         rope = axial_rope(grids, frequencies, frequencies)
         order_T, lengths = self.cuts(grids)

@@ -48,7 +48,7 @@ class VisionHalf(Siglip2VisionModel):  # type: ignore[misc]
         super().__init__(config)
         for layer in self.encoder.layers:
             layer.self_attn = SplitAttention(layer.self_attn, "out_proj", config.attention_dropout)
-        if not config.vision_use_head:
+        if not self.use_head:
             del self.post_layernorm  # only the head reads it
 
 
@@ -73,6 +73,7 @@ class NaFlexEncoder(VisionEncoder):
     """
 
     family: ClassVar[str] = "siglip2_naflex"
+    any_grid: ClassVar[bool] = True
 
     def __init__(
         self,

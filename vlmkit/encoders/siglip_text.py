@@ -7,27 +7,39 @@ Shapes: N texts, E retrieval width.
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import AutoTokenizer, Siglip2TextModel, SiglipTextModel
 
+from vlmkit.encoders.classify import Scoring
 from vlmkit.encoders.hub import load_checkpoint, load_pretrained, read_config
-from vlmkit.encoders.text import FrozenTower
+from vlmkit.encoders.text import FrozenTower, take_scalar
 
-NOT_TEXT = [r"^vision_model\.", r"^logit_scale$", r"^logit_bias$", r"\.position_ids$"]
+FAMILIES = ("siglip", "siglip2_naflex")
+NOT_TEXT = [r"^vision_model\.", r"\.position_ids$"]
 
 
 class TextHalf(SiglipTextModel):  # type: ignore[misc]
-    """The text half of a SigLIP checkpoint, or of a SigLIP 2 one at fixed resolution."""
+    """The text half of a SigLIP checkpoint, or of a SigLIP 2 one at fixed resolution, and its two scalars."""
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = NOT_TEXT
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.logit_scale, self.logit_bias = (nn.Parameter(torch.empty(1)) for _ in range(2))
 
 
 class NaFlexTextHalf(Siglip2TextModel):  # type: ignore[misc]
-    """The text half of a SigLIP 2 NaFlex checkpoint."""
+    """The text half of a SigLIP 2 NaFlex checkpoint, and its two scalars."""
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = NOT_TEXT
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.logit_scale, self.logit_bias = (nn.Parameter(torch.empty(1)) for _ in range(2))
 
 
 class SigLIPTextTower(FrozenTower):
@@ -45,6 +57,8 @@ class SigLIPTextTower(FrozenTower):
         whole = read_config(reference)
         half = NaFlexTextHalf if whole.model_type == "siglip2" else TextHalf
         model = load_checkpoint(half, reference, config=whole.text_config)
+        scale, bias = (float(take_scalar(model, f"logit_{name}")) for name in ("scale", "bias"))
+        self._scoring = Scoring(FAMILIES, "sigmoid", math.exp(scale), bias)
         tokenizer = load_pretrained(AutoTokenizer, reference)
         tokenizer.padding_side = "right"
         super().__init__(tokenizer, model, whole.text_config.max_position_embeddings)
@@ -53,6 +67,11 @@ class SigLIPTextTower(FrozenTower):
     def embed_dim(self) -> int:
         """See `TextTower.embed_dim`."""
         return int(self._model.config.projection_size)
+
+    @property
+    def scoring(self) -> Scoring:
+        """See `TextTower.scoring`."""
+        return self._scoring
 
     def _tokens(self, texts: list[str], padding: bool | str = "max_length") -> Any:
         """Model inputs (N, positions) without an attention mask."""

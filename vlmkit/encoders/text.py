@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from vlmkit.encoders.classify import Scoring
 from vlmkit.encoders.hub import load_checkpoint, load_pretrained, read_config
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,11 @@ class TextTower(Protocol):
     @property
     def embed_dim(self) -> int:
         """Width of the space."""
+        ...
+
+    @property
+    def scoring(self) -> Scoring | None:
+        """How the checkpoint turns cosines into scores; None where it states nothing about that."""
         ...
 
     def embed(self, texts: Sequence[str]) -> Tensor:
@@ -83,6 +89,11 @@ class FrozenTower(ABC):
     @abstractmethod
     def embed_dim(self) -> int:
         """See `TextTower.embed_dim`."""
+
+    @property
+    def scoring(self) -> Scoring | None:
+        """See `TextTower.scoring`."""
+        return None
 
     @abstractmethod
     def _embed(self, texts: list[str]) -> Tensor:
@@ -143,6 +154,16 @@ class SentenceTower(FrozenTower):
         mask_NL1 = tokens["attention_mask"].unsqueeze(-1).to(hidden_NLE.dtype)
         mean_NE: Tensor = (hidden_NLE * mask_NL1).sum(1) / mask_NL1.sum(1)
         return mean_NE
+
+
+def take_scalar(model: nn.Module, name: str) -> Tensor:
+    """A scalar of the whole checkpoint that was loaded with a half, taken out of it again.
+
+    It does not change vectors, so it is no part of a fingerprint.
+    """
+    scalar = model.get_parameter(name).detach().reshape(())
+    delattr(model, name)
+    return scalar
 
 
 def tensors_hash(model: nn.Module) -> str:

@@ -35,6 +35,7 @@ def complete(given: Mapping[str, Any], weights: str | None) -> dict[str, Any]:
     config |= {name: value for name, value in given.items() if value is not None}
     if set(config) >= COMPLETE and config["proved"].get("of") == _subject(config):
         return config
+    _check_numbers(config)
     source = find_source(config.get("model"), weights)
     config["model"] = source.model
     config["model_args"] = {**source.model_args, **_plain(config["model_args"])}
@@ -46,6 +47,13 @@ def complete(given: Mapping[str, Any], weights: str | None) -> dict[str, Any]:
     config["proved"] = json.loads(_proved(json.dumps(_subject(config))))
     config.setdefault("layer", -2 if config["proved"]["kind"] == "blocks" else -1)
     return config
+
+
+def _check_numbers(config: Mapping[str, Any]) -> None:
+    for name, least in (("image_size", 1), ("projection", 0)):
+        number = config.get(name, least)
+        if not isinstance(number, int) or number < least:
+            raise UsageError(f"timm: found {name} {number!r}; give a whole number of {least} or more")
 
 
 def _subject(config: Mapping[str, Any]) -> dict[str, Any]:

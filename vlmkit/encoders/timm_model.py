@@ -16,8 +16,8 @@ from torch import nn
 
 from vlmkit.errors import MissingExtraError, UsageError, VlmkitError
 
-# The first release with `reinit_non_persistent_buffers`, and models that can be built on the meta device.
-OLDEST = (1, 0, 23)
+# The first release that runs no code out of a checkpoint; its modules recompute the tables that none stores.
+OLDEST = (1, 0, 26)
 # Arguments of `timm.create_model` that follow from options of the encoder.
 OURS = {
     "img_size": "image_size", "num_classes": "projection", "in_chans": "images of three channels",
@@ -126,10 +126,9 @@ def build(
     # Models with a position table say so, and take its size; the others see any size.
     if timm.get_pretrained_cfg(model).fixed_input_size:
         arguments["img_size"] = image_size
-    if pretrained is not None:
-        arguments |= {"pretrained": True, "pretrained_cfg_overlay": dict(pretrained)}
+    loaded = {"pretrained": True, "pretrained_cfg_overlay": dict(pretrained)} if pretrained else {}
     try:
-        tower: nn.Module = timm.create_model(model, num_classes=classes, **arguments)
+        tower: nn.Module = timm.create_model(model, num_classes=classes, **arguments, **loaded)
     except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise UsageError(f"timm cannot build {model} with {arguments}: {reason}") from error

@@ -20,6 +20,7 @@ from vlmkit.encoders.timm_order import block_input
 from vlmkit.encoders.timm_probe import stated_levels
 from vlmkit.encoders.timm_weights import read_tensors
 from vlmkit.encoders.tower import rgb
+from vlmkit.errors import VlmkitError
 from vlmkit_connectors import VisionFeatures
 
 # Published ones of each kind; any other name of timm is taken as well.
@@ -106,7 +107,13 @@ class TimmEncoder(VisionEncoder):
         config = self.config
         tensors = read_tensors(config["model"], config["model_args"], config["image_size"], weights)
         own = self.tower.state_dict()
-        self.tower.load_state_dict({name: tensors[name] for name in own if name in tensors})
+        misfits = [n for n, t in own.items() if n not in tensors or tensors[n].shape != t.shape]
+        if misfits:
+            raise VlmkitError(
+                f"timm: weights {weights!r} have no {', '.join(misfits[:5])} of this shape; projection is "
+                f"{self.projection}: state the number of outputs of the checkpoint's last layer, or 0"
+            )
+        self.tower.load_state_dict({name: tensors[name] for name in own})
 
     def forward(self, batch: PixelBatch) -> VisionFeatures:
         """See `VisionEncoder.forward`. Of the states only the selected one is kept."""

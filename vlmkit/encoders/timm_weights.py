@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
-from vlmkit.encoders.timm_model import build, import_timm, statement
+from vlmkit.encoders.timm_model import OURS, build, import_timm, statement
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.weights import resolve_weights
 
@@ -88,7 +90,8 @@ def _read(weights: str, config: Mapping[str, Any]) -> Source:
     cfg["num_classes"] = config.get("num_classes", cfg.get("num_classes", 0))
     name = str(config["architecture"])
     full = f"{name}.{cfg.get('tag')}"
-    arguments = dict(config.get("model_args") or {})
+    # Newer releases store what they were called with; ours follow from the statement.
+    arguments = {k: v for k, v in (config.get("model_args") or {}).items() if k not in OURS}
     if config.get("global_pool") is not None:
         arguments["global_pool"] = config["global_pool"]
     known = import_timm().models.get_arch_pretrained_cfgs(name)
@@ -131,13 +134,15 @@ def read_tensors(
     if file is None:
         raise VlmkitError(f"weights {weights!r} have none of the files {', '.join(FILES)}")
     source = find_source(model, weights)
-    reasons = []
+    reasons: list[str] = []
     for classes in dict.fromkeys((int(source.cfg.get("num_classes", 0)), 0)):
         overlay = {"file": str(file), "custom_load": False, "num_classes": classes}
         try:
             whole = build(model, model_args, image_size, classes, overlay)
         except UsageError as error:
             reasons.append(f"with {classes} classes: {error}")
+        except (OSError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+            raise VlmkitError(f"weights {weights!r} cannot be read: {str(error).splitlines()[0]}") from error
         else:
             return dict(whole.state_dict())
     raise VlmkitError(f"weights {weights!r} do not belong to timm's {model}: {'; '.join(reasons)}")

@@ -94,6 +94,7 @@ class ViT(VisionEncoder):
     """
 
     family: ClassVar[str] = "vit"
+    any_grid: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -46,10 +46,11 @@ def place_of(spec: VisionSpec, size: tuple[int, int], at: tuple[float, float] | 
         UsageError: The point is outside the image, or the layout cuts it off.
     """
     width, height = size
-    x, y = at or (width / 2, height / 2)
+    x, y = at or (width // 2, height // 2)
     if not (0 <= x < width and 0 <= y < height):
         raise UsageError(f"the point {x:g},{y:g} is not in the image of {width} x {height} pixels")
-    target = np.array([x / width, y / height])
+    # A pixel is meant by its middle.
+    target = np.array([(x + 0.5) / width, (y + 0.5) / height])
     best: tuple[float, Place] | None = None
     for number, maps in enumerate(coordinates(spec, size)):
         found = _nearest(maps, target)

@@ -1,0 +1,71 @@
+"""Check that an encoder keeps the promises of the contract: a table of figures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlmkit.testing import Report
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `vlmkit encoder`."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    check = actions.add_parser("check", help="check a class with tiny random weights, or given weights")
+    check.add_argument(
+        "encoder",
+        metavar="NAME|CLASS|RUN|FAMILY:WEIGHTS",
+        help="a name from `list encoders`, package.module:Class, a run's directory, or published weights",
+    )
+    check.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="options of the encoder, as in a recipe"
+    )
+    check.add_argument("--json", action="store_true", help="print one JSON object")
+    check.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code 1 says that a check failed."""
+    from vlmkit.cli.console import quiet_loading, write_json
+    from vlmkit.recipe import apply_override
+
+    quiet_loading()
+    options: dict[str, Any] = {}
+    for override in args.overrides:
+        apply_override(options, override)
+    report = _check(args.encoder, options)
+    if args.json:
+        write_json(report.as_dict())
+    else:
+        sys.stdout.write(f"{report}\n")
+    return 0 if report.ok else 1
+
+
+def _check(name: str, options: dict[str, Any]) -> Report:
+    """Check what a name stands for."""
+    from vlmkit.embedders import load_encoder
+    from vlmkit.encoders import ENCODERS, encoder_class
+    from vlmkit.errors import UsageError
+    from vlmkit.testing import check_encoder
+
+    family, _, weights = name.partition(":")
+    if Path(name).is_dir():
+        if options:
+            raise UsageError(f"{name} is a run, its options are stored; leave out {', '.join(options)}")
+        return check_encoder(load_encoder(name))
+    if family in ENCODERS and weights:
+        return _check_weights(family, {**options, "weights": weights})
+    return check_encoder(encoder_class(name), options or None)
+
+
+def _check_weights(family: str, options: dict[str, Any]) -> Report:
+    """Published weights, against transformers' own model of them where nothing else is asked for."""
+    from vlmkit.encoders import encoder_class
+    from vlmkit.testing import check_encoder, transformers_reference
+
+    cls, alone = encoder_class(family), set(options) == {"weights"}
+    images, texts = transformers_reference(options["weights"]) if alone else (None, None)
+    return check_encoder(cls, options, reference=images, text_reference=texts)
