@@ -8,6 +8,7 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from vlmkit.encoders.clip import CLIP_MEAN, CLIP_STD
+from vlmkit.encoders.processors import stated_crop
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.layouts import LAYOUTS
 
@@ -110,3 +111,21 @@ def test_padding_is_the_mean_colour_and_normalises_to_about_zero(picture):
     (pixels,) = spec("pad").preprocess(picture((100, 50)))
     assert np.abs(pixels[:, :50]).max() < 1 / 255 / min(CLIP_STD)
     assert np.abs(pixels[:, 112]).mean() > 0.1
+
+
+@pytest.mark.parametrize("size", SIZES[:7])
+def test_crop_that_stretches_is_deit_s_processor(picture, size):
+    from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
+
+    sizes = {"size": {"height": 40, "width": 40}, "crop_size": {"height": 33, "width": 33}}
+    stored = DeiTImageProcessorPil(**sizes)
+    stated = stated_crop(stored.to_dict())
+    assert stated == {
+        "layout": {"type": "crop", "stretch": True},
+        "image_size": 33,
+        "shortest_edge": 40,
+    }
+    image = picture(size)
+    mean, std = tuple(stored.image_mean), tuple(stored.image_std)
+    encoder = VisionSpec(33, 11, 8, layout=stated["layout"], shortest_edge=40, mean=mean, std=std)
+    assert np.array_equal(encoder.preprocess(image)[0], stored(image, return_tensors="np")["pixel_values"][0])

@@ -10,8 +10,9 @@ from vlmkit.encoders.hf import DROPOUTS, VIT_FIELDS, Defaults, HFEncoder, facts,
 class DeiTEncoder(HFEncoder):
     """Distilled DeiT: CLS and distillation token are dropped; the retrieval vector is the normalised CLS.
 
-    Its own preprocessing is `crop` with a `shortest_edge` of 256 for views of 224; transformers' processor
-    squashes to 256 x 256 instead, which no layout does. Without distillation it is a plain ViT: `hf_vit`.
+    The original code's preprocessing is `crop` with a `shortest_edge` of 256 for views of 224; transformers'
+    processor squashes to 256 x 256 first (`crop` with `stretch: true`). Without distillation it is a plain
+    ViT: `hf_vit`.
     """
 
     family = "deit"

@@ -61,9 +61,13 @@ def stated_crop(stored: Mapping[str, Any]) -> dict[str, Any]:
     crops = stored.get("do_center_crop", True)
     if crops and edge and side and crop in (side, {"height": side, "width": side}):
         return {"layout": "crop", "image_size": side, "shortest_edge": edge}
-    side = _number(size, "height")
-    if side and size == {"height": side, "width": side} and not (crops and crop):
-        return {"layout": "square", "image_size": side}
+    square = _number(size, "height")
+    if square and size == {"height": square, "width": square}:
+        if not (crops and crop):
+            return {"layout": "square", "image_size": square}
+        if side and side <= square:
+            layout = {"type": "crop", "stretch": True}
+            return {"layout": layout, "image_size": side, "shortest_edge": square}
     raise UsageError(
         f"the image processor (size={size}, crop_size={crop}, do_center_crop={crops}) fits no layout; "
         "state layout (crop, pad or square) and image_size"

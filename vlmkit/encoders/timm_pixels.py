@@ -45,10 +45,12 @@ def _layout(model: str, mode: str, fraction: float, side: int) -> dict[str, Any]
     """timm enlarges by 1 / crop_pct before it cuts the centre."""
     edge = math.floor(side / fraction)
     if mode == "center":
-        return {"layout": "crop", "shortest_edge": edge}
+        return {"layout": {"type": "crop", "rounded": True}, "shortest_edge": edge}
     if mode == "squash" and edge == side:
         return {"layout": "square", "shortest_edge": 0}
+    if mode == "squash":
+        return {"layout": {"type": "crop", "stretch": True, "rounded": True}, "shortest_edge": edge}
     raise UsageError(
         f"timm's {model} states crop_mode {mode!r} with crop_pct {fraction}, which no layout does; possible: "
-        "'center', and 'squash' with crop_pct 1; state layout (crop, pad or square)"
+        "'center' and 'squash'; state layout (crop, pad or square)"
     )

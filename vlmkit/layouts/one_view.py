@@ -34,18 +34,36 @@ class Square(OneSquare):
 
 @dataclass(frozen=True)
 class Crop(OneSquare):
-    """Shortest edge to the encoder's `shortest_edge`, then the centre; CLIP's and DINOv2's own way."""
+    """Shortest edge to the encoder's `shortest_edge`, then the centre; CLIP's and DINOv2's own way.
+
+    Attributes:
+        stretch: Both edges go to `shortest_edge`; DeiT's processor in transformers.
+        rounded: Of a margin that halves to no whole pixel, the cut takes the even side, as torchvision and
+            so timm do; transformers always the upper and left one.
+    """
 
     summary: ClassVar[str] = "shortest edge to the side, then the centre square (CLIP)"
+    stretch: bool = False
+    rounded: bool = False
 
     def pictures(
         self, image: Image.Image, frame: Frame, resample: Image.Resampling, fill: Fill
     ) -> list[Image.Image]:
         """See `Layout.pictures`."""
         side = frame.side
-        image = shortest_to(image, frame.shortest_edge or side, resample)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.resize(self._size(image.size, frame.shortest_edge or side), resample)
+        left, top = (self._half(edge - side) for edge in image.size)
         return [image.crop((left, top, left + side, top + side))]
+
+    def _size(self, image_size: Size, edge: int) -> Size:
+        w, h = image_size
+        if self.stretch:
+            return edge, edge
+        # The longer edge is truncated, as in transformers' get_resize_output_image_size.
+        return (edge, int(edge * h / w)) if w <= h else (int(edge * w / h), edge)
+
+    def _half(self, margin: int) -> int:
+        return round(margin / 2) if self.rounded else margin // 2
 
 
 @dataclass(frozen=True)
