@@ -347,6 +347,14 @@ def test_every_family_passes(name):
     check_encoder(encoder_class(name), options).raise_for_failures()
 
 
+@pytest.mark.parametrize("trained", [False, True], ids=["twin", "given"])
+def test_a_stem_of_overlapping_convolutions_passes(trained):
+    options = {**TINY["vit"], "stem": "conv"}
+    vit = encoder_class("vit")
+    report = check_encoder(vit(**options)) if trained else check_encoder(vit, options)
+    report.raise_for_failures()
+
+
 def test_what_needs_a_check_that_failed_is_skipped_and_says_so():
     rows = {row.name: row for row in check_encoder(Dropout).rows}
     assert (rows["batch"].status, rows["batch"].measured) == ("skipped", "needs repeat")
@@ -395,6 +403,20 @@ def test_a_built_encoder_is_checked_as_it_is_and_not_changed():
     assert encoder.training and encoder.dtype == torch.bfloat16 and encoder.fingerprint == stated
     assert all(torch.equal(tensors[k], v) for k, v in encoder.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in encoder.parameters())
+
+
+@torch.no_grad()
+def test_what_training_put_where_is_no_mistake_in_the_order():
+    """Trained weights may show a patch best at another place; which token is which is seen without them."""
+    encoder = Right()
+    for block in encoder.blocks:
+        block.others.weight.copy_(-8 * torch.eye(WIDTH))
+    encoder.stem.weight.mul_(0)
+    report = check_encoder(encoder, only=["order"])
+    assert report.ok and "weights drawn anew" in report.rows[-1].measured
+    broken = ColumnByColumn()
+    broken.load_state_dict(encoder.state_dict())
+    assert check_encoder(broken, only=["order"]).failed == ("order",)
 
 
 def test_the_network_is_as_before():

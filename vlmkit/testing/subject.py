@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,14 @@ class Subject:
         weights: The reference that its weights come from, if they are published ones.
         reference: Pictures to the retrieval vectors that they should have.
         text_reference: Texts to those that they should have.
+        given: Whether it came with weights, which are not the kit's random ones.
     """
 
     encoder: VisionEncoder
     weights: str | None = None
     reference: ImageReference | None = None
     text_reference: TextReference | None = None
+    given: bool = False
 
     def copy(self) -> VisionEncoder:
         """The same encoder, to be changed; a text tower that was loaded is not copied."""
@@ -56,6 +58,11 @@ class Subject:
         kept = {k: v for k, v in held if k in wanted and wanted[k].shape == v.shape}
         twin.load_state_dict(kept, strict=False)
         return twin
+
+    def drawn_anew(self) -> Subject:
+        """The same architecture as its constructor initialises it, without the weights that were given."""
+        fresh = type(self.encoder)(**self.encoder.config).eval()
+        return replace(self, encoder=fresh.to(self.encoder.device, self.encoder.dtype))
 
     def batch(self, images: Sequence[Image.Image]) -> PixelBatch:
         """Preprocessed and where the encoder wants it."""
