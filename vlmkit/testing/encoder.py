@@ -51,15 +51,14 @@ def check_encoder(
         torch.manual_seed(SEED)
         built = encoder if isinstance(encoder, VisionEncoder) else _build(encoder, options)
         found = weights or (options or {}).get("weights")
-        given = found is not None or isinstance(encoder, VisionEncoder)
-        draft = Subject(built, found, reference, text_reference, given)
+        draft = Subject(built, found, reference, text_reference)
         subject = replace(draft, encoder=draft.copy().eval().float())
         outcomes: dict[str, Outcome] = {}
         for name, check in chosen.items():
             torch.manual_seed(SEED)
             outcomes[name] = _run(check, subject, outcomes)
     rows = [Row(n, CHECKS[n].about, o.status, o.measured, o.limit) for n, o in outcomes.items()]
-    source = found or ("weights as given" if given else "tiny random weights")
+    source = found or ("tiny random weights" if isinstance(encoder, type) else "weights as given")
     return Report(_described(subject, source), tuple(rows))
 
 

@@ -35,14 +35,12 @@ class Subject:
         weights: The reference that its weights come from, if they are published ones.
         reference: Pictures to the retrieval vectors that they should have.
         text_reference: Texts to those that they should have.
-        given: Whether it came with weights, which are not the kit's random ones.
     """
 
     encoder: VisionEncoder
     weights: str | None = None
     reference: ImageReference | None = None
     text_reference: TextReference | None = None
-    given: bool = False
 
     def copy(self) -> VisionEncoder:
         """The same encoder, to be changed; a text tower that was loaded is not copied."""
@@ -60,7 +58,7 @@ class Subject:
         return twin
 
     def drawn_anew(self) -> Subject:
-        """The same architecture as its constructor initialises it, without the weights that were given."""
+        """The same architecture with the weights that its constructor draws."""
         fresh = type(self.encoder)(**self.encoder.config).eval()
         return replace(self, encoder=fresh.to(self.encoder.device, self.encoder.dtype))
 
