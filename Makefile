@@ -14,10 +14,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 quickstart: $(VENV)/.demo
 	$(BIN)/python -m vlmkit.quickstart
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev .timm/.done
 	$(BIN)/python -m pytest
 
-slow: $(VENV)/.dev
+slow: $(VENV)/.dev .timm/.done
 	$(BIN)/python -m pytest -m slow
 
 check: $(VENV)/.dev
@@ -38,6 +38,13 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install -q -e ".[dev]"
 	touch $@
 
+# For the tests of the timm encoder alone: what else sees a torchvision uses it, and PyPI's is not made for a
+# CPU build of torch.
+.timm/.done: constraints.txt | $(VENV)/.dev
+	rm -rf .timm
+	$(BIN)/pip install -q --no-deps --target .timm $(shell grep -E '^(timm|torchvision)==' constraints.txt)
+	touch $@
+
 # The environment alone: runs, indexes and gallery are yours.
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .timm

@@ -52,7 +52,7 @@ def main():
         processor.image_token_id,
         0.05,
     )
-    collators = {pack: Collator(processor.spec, TextRules(*common, pack)) for pack in ("prefix", "none")}
+    collators = {pack: Collator(processor.specs, TextRules(*common, pack)) for pack in ("prefix", "none")}
     seconds = {pack: [] for pack in collators}
     questions = 0
     for turn in range(ROUNDS + 1):

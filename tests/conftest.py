@@ -1,10 +1,12 @@
 """Tiny models and data for the whole suite, and a process that each test leaves as it found it."""
 
+import importlib.util
 import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,62 @@ ROWS = [
     ("how many images are there?", 3, "three of them"),
     ("say yes", 0, "yes"),
 ]
+
+# Where `make test` puts timm and the torchvision that it imports: out of sight of everything else.
+TIMM = Path(__file__).parents[1] / ".timm"
+# Modules of both while no test uses them, and operators that stand in for those of another torch.
+ASIDE = {}
+STANDING_IN = []
+OPERATORS = [
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+]
+
+
+@contextmanager
+def timm_in_sight():
+    """timm and torchvision can be imported inside; outside they look as if they were not installed.
+
+    Others would use a torchvision that they see, and one from PyPI beside a CPU build of torch is broken for
+    them: its compiled operators do not load.
+    """
+    from transformers.utils import is_timm_available, is_torchvision_available
+
+    # Both remember their first answer.
+    assert {is_timm_available(), is_torchvision_available()} <= {True, False}
+    path = list(sys.path)
+    sys.path.append(str(TIMM))
+    sys.modules.update(ASIDE)
+    try:
+        yield _import_timm()
+    finally:
+        sys.path[:] = path
+        for name in [n for n in sys.modules if n.partition(".")[0] in ("timm", "torchvision")]:
+            ASIDE[name] = sys.modules.pop(name)
+
+
+def _import_timm():
+    if not importlib.util.find_spec("timm"):
+        pytest.fail("timm is not here; `make test` installs it into .timm (see the Makefile)")
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:
+        import torch
+
+        # They are only named: no model of timm calls them.
+        STANDING_IN.append(torch.library.Library("torchvision", "DEF"))
+        for operator in OPERATORS:
+            STANDING_IN[0].define(operator)
+        for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+    return importlib.import_module("timm")
+
+
+@pytest.fixture
+def timm():
+    """The package timm, for one test."""
+    with timm_in_sight() as package:
+        yield package
 
 
 @pytest.fixture(autouse=True)
@@ -201,6 +259,6 @@ def collate():
     def make(model, samples, prompt="chat_template", text=True, **options):
         p = model.processor
         rules = TextRules(p.tokenizer, PROMPTS[prompt], p.count_tokens, p.image_token_id, **options)
-        return Collator(p.spec, rules if text else None)([(sample, 0) for sample in samples])
+        return Collator(p.specs, rules if text else None)([(sample, 0) for sample in samples])
 
     return make

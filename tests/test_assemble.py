@@ -71,7 +71,7 @@ class TestInitFrom:
             ),
             (
                 {"encoder": {"type": "clip", "vision_config": {}}},
-                "has the encoder vit, the recipe states clip",
+                "has the encoders \\['vit'\\], the recipe states \\['clip'\\]",
             ),
         ],
     )
@@ -81,7 +81,7 @@ class TestInitFrom:
 
     def test_the_layout_is_the_recipes_and_all_else_the_saved_models(self, tiny_recipe, saved, noise):
         model = assemble(tiny_recipe(init_from=saved[1], encoder={**VIT2, "layout": "pad"}))
-        assert model.spec.layout == model.processor.spec.layout == "pad" != saved[0].spec.layout
+        assert model.spec.layout == model.processor.specs[0].layout == "pad" != saved[0].spec.layout
         assert model.config.encoders[0]["layout"] == "pad"
         wide = noise(1, (32, 16))
         ours, theirs = (m.spec.preprocess(wide)[0] for m in (model, saved[0]))

@@ -7,7 +7,7 @@ import torch
 
 from vlmkit.checkpoint import load_part
 from vlmkit.config import build_encoder
-from vlmkit.encoders import ENCODERS
+from vlmkit.encoders import ENCODERS, encoder_class
 from vlmkit.inference import question
 from vlmkit.train.module import StageModule
 from vlmkit.vlm import VLM
@@ -20,12 +20,23 @@ FAMILIES = {
     "clip": {"vision_config": {**FIXED, "projection_dim": 8}},
     "siglip": {"vision_config": FIXED},
     "siglip2_naflex": {"vision_config": {**SIZE, "patch_size": 4, "num_patches": 9}, "max_num_patches": 20},
+    "timm": {
+        "model": "vit_tiny_patch16_224.augreg_in21k",
+        "model_args": {"patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "reg_tokens": 2},
+        "image_size": 16,
+    },
     "dinov2": {"vision_config": {**DINO, "num_register_tokens": 3}, "image_size": 24, "shortest_edge": 28},
 }
 
 
+# The others at the size of `--tiny`: their own tests compare them with transformers.
+FAMILIES |= {name: encoder_class(name).tiny_options() for name in ENCODERS if name not in FAMILIES}
+
+
 @pytest.fixture(params=FAMILIES)
 def model(request, tiny_vlm):
+    if request.param == "timm":
+        request.getfixturevalue("timm")
     return tiny_vlm(encoder={"type": request.param, **FAMILIES[request.param]})
 
 
@@ -57,11 +68,10 @@ def test_counted_tokens_are_produced_tokens(model, noise):
     rows = [question(images[i : i + 3], "say yes") for i in range(0, 30, 3)]
     batch = model.processor.prompts([r.conversation for r in rows], [r.images for r in rows])
     with torch.no_grad():
-        features = model.encode_images(*(batch[n] for n in ("pixel_values", "view_images", "view_grids")))
-        tokens = model.connector(features)
+        features = model.encode_images(batch["pixel_values"], batch["image_sizes"])
+        tokens = model.image_tokens(features, batch["image_sizes"])
     counted = [model.count_tokens(image.size) for image in images]
-    assert list(tokens.counts) == counted
-    assert len(tokens.tokens_ND) == sum(counted)
+    assert [len(run) for run in tokens] == [sum(counted[i : i + 3]) for i in range(0, 30, 3)]
     assert int((batch["input_ids"] == model.config.image_token_id).sum()) == sum(counted)
     assert torch.isfinite(logits(model, batch)[batch["attention_mask"].bool()]).all()
 
@@ -93,6 +103,19 @@ def test_a_batch_without_images_still_touches_every_trained_part(model, tiny_rec
         loss, weight = module(collate(model, some))["next_token"]
         (loss / weight).backward()
         assert all(p.grad is not None for p in model.connector.parameters())
+
+
+@pytest.mark.parametrize("name", ["clip", "dinov2", "dinov3", "hf_vit", "swin"])
+def test_a_tower_without_its_vector_is_saved_and_comes_back(tiny_vlm, inputs, tmp_path, name):
+    """Blocks above the layer are in no file, whatever names transformers stores a tower by."""
+    options = {"type": name, **encoder_class(name).tiny_options(), "layer": 1, "pooled": False}
+    model = tiny_vlm(encoder=options)
+    model.save_pretrained(tmp_path)
+    again = VLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(model, inputs(model)), logits(again, inputs(again)))
+    encoder = build_encoder(model.config.encoders[0])
+    load_part(encoder, tmp_path, "encoders.0.")
+    assert encoder.fingerprint == model.vision_encoder.fingerprint
 
 
 def test_an_encoder_comes_out_of_a_run_on_its_own(model, tmp_path):

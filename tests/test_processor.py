@@ -125,8 +125,8 @@ class TestInputs:
 
     def test_the_image_processor_alone(self, run, noise):
         found = AutoImageProcessor.from_pretrained(run)([noise(1), noise(2)], return_tensors="pt")
-        assert found["pixel_values"].shape == (2, 1, 3, 16, 16)
-        assert found["view_images"].tolist() == [[0], [0]]
+        assert found["pixel_values"].shape == (2, 3 * 16 * 16)
+        assert found["image_sizes"].tolist() == [[[16, 16, 0]]] * 2
 
 
 class TestSaving:
@@ -135,7 +135,7 @@ class TestSaving:
         model.processor = processor
         model.save_pretrained(tmp_path)
         again = AutoProcessor.from_pretrained(tmp_path)
-        assert type(again) is Processor and again.spec == processor.spec
+        assert type(again) is Processor and again.specs == processor.specs
         messages = [chat(*one) for one in asked]
         found, before = (p.apply_chat_template(messages, **INPUTS) for p in (again, processor))
         assert same(found, before)
@@ -146,7 +146,7 @@ class TestSaving:
         stored = json.loads((run / "processor_config.json").read_text())
         assert stored["processor_class"] == "Processor"
         assert stored["image_processor"]["image_processor_type"] == "VLMImageProcessor"
-        assert AutoImageProcessor.from_pretrained(run).spec == processor.spec
+        assert AutoImageProcessor.from_pretrained(run).specs == processor.specs
 
     def test_a_template_that_is_set_is_the_one_that_is_saved(self, run, tmp_path):
         processor = AutoProcessor.from_pretrained(run)
@@ -164,7 +164,7 @@ class TestSaving:
         tiny_vlm().save_pretrained(tmp_path)
         file = tmp_path / "processor_config.json"
         stored = json.loads(file.read_text())
-        stored["image_processor"]["image_size"] = 32
+        stored["image_processor"]["specs"][0]["image_size"] = 32
         file.write_text(json.dumps(stored))
         with pytest.raises(
             VlmkitError, match=r"has image_size 32, the encoder in config.json has 16; remove"

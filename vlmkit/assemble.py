@@ -47,17 +47,21 @@ def assemble(recipe: Recipe) -> VLM:
     torch.manual_seed(recipe.seed)
     if recipe.init_from is not None:
         return load_saved(recipe.init_from, recipe.model)
-    block = recipe.model.encoders[0]
-    encoder = encoder_class(block.type).from_options(**block.options)
+    blocks = recipe.model.encoders
+    encoders = [encoder_class(block.type).from_options(**block.options) for block in blocks]
     language_model, tokenizer = _language_model(recipe)
     config = VLMConfig(
-        encoders=[{"type": block.type, **encoder.config}],
+        encoders=[{"type": b.type, **own.config} for b, own in zip(blocks, encoders, strict=True)],
         connector={"type": recipe.model.connector.type, **recipe.model.connector.options},
         text_config=language_model.config,
         image_token_id=llm.add_image_token(tokenizer),
         prompt={"format": recipe.model.prompt},
+        fusion=recipe.model.fusion,
+        image_tokens=recipe.model.image_tokens.model_dump(),
     )
-    model = VLM(config, [encoder], language_model)
+    model = VLM(config, encoders, language_model)
+    # Parts that do not fit together are found here, not with the first image.
+    model.count_tokens((model.spec.image_size, model.spec.image_size))
     model.processor = Processor.from_config(config, tokenizer)
     _set_generation(model, tokenizer)
     return model

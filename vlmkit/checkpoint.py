@@ -220,7 +220,9 @@ def _in_memory_names(tower: PreTrainedModel, prefix: str, tensors: dict[str, Ten
         return tensors
     options = {"config": tower.config, "dtype": "auto", "output_loading_info": True}
     loaded, info = type(tower).from_pretrained(None, state_dict=stored, **options)
-    if info["missing_keys"] or info["unexpected_keys"]:
+    # A tower may have let go of what it does not run: that is missing here, and was never stored.
+    own = set(tower.state_dict())
+    if own & set(info["missing_keys"]) or info["unexpected_keys"]:
         return tensors
     others = {n: t for n, t in tensors.items() if not n.startswith(prefix)}
-    return others | {prefix + n: t for n, t in loaded.state_dict().items()}
+    return others | {prefix + n: t for n, t in loaded.state_dict().items() if n in own}

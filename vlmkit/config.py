@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,13 @@ from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import unknown_name
 from vlmkit.plugins import load_class
-from vlmkit_connectors import CONNECTORS, Connector
+from vlmkit_connectors import CONNECTORS, Connector, Groups, Interleaved
+
+FUSIONS = {
+    "concat": "channels of all encoders together, on the first one's grid",
+    "interleave": "a connector for each encoder, tokens in turn, on the first one's grid",
+    "groups": "a connector for each encoder, one encoder's tokens after the other's",
+}
 
 
 class VLMConfig(PretrainedConfig):  # type: ignore[misc]
@@ -24,6 +31,8 @@ class VLMConfig(PretrainedConfig):  # type: ignore[misc]
         text_config: Configuration of the language model, as a `PretrainedConfig` or a dictionary.
         image_token_id: The placeholder that image tokens replace, N times for N tokens.
         prompt: `format`, a name from `PROMPTS`, by which questions become text.
+        fusion: How several encoders come together, a name from `FUSIONS`.
+        image_tokens: `per_image` and `per_sample`, see `Budget`.
     """
 
     model_type = "vlmkit"
@@ -36,6 +45,8 @@ class VLMConfig(PretrainedConfig):  # type: ignore[misc]
         text_config: PretrainedConfig | dict[str, Any] | None = None,
         image_token_id: int | None = None,
         prompt: dict[str, Any] | None = None,
+        fusion: str = "concat",
+        image_tokens: dict[str, int | None] | None = None,
         **kwargs: Any,
     ) -> None:
         described: Any = text_config
@@ -46,6 +57,8 @@ class VLMConfig(PretrainedConfig):  # type: ignore[misc]
         self.text_config = described
         self.image_token_id = image_token_id
         self.prompt = prompt or {"format": "chat_template"}
+        self.fusion = fusion
+        self.image_tokens = image_tokens or {}
         if described is not None:
             # A configuration hands its attention down to its parts: keep what the part already has.
             kwargs.setdefault("attn_implementation", described._attn_implementation)
@@ -61,34 +74,33 @@ class VLMConfig(PretrainedConfig):  # type: ignore[misc]
 def build_encoder(described: dict[str, Any]) -> VisionEncoder:
     """An encoder with random weights from its complete description in a `VLMConfig`."""
     arguments = {k: v for k, v in described.items() if k != "type"}
-    return encoder_class(described["type"])(**arguments)
+    encoder = encoder_class(described["type"])(**arguments)
+    encoder.check_views()
+    return encoder
 
 
-def build_connector(described: dict[str, Any], vision_widths: list[int], text_width: int) -> Connector:
-    """A connector with random weights; `type` is a name from `CONNECTORS` or `package.module:Class`."""
-    name = described["type"]
+def build_connector(config: VLMConfig, specs: Sequence[VisionSpec]) -> Connector | Groups:
+    """The connector of a configuration with random weights, or one an encoder, as `fusion` says.
+
+    `type` is a name from `CONNECTORS` or `package.module:Class`.
+    """
+    if config.fusion not in FUSIONS:
+        raise unknown_name("fusion", config.fusion, FUSIONS)
+    name = config.connector["type"]
     if name not in CONNECTORS and ":" not in name:
         raise unknown_name("connector", name, CONNECTORS)
     cls = CONNECTORS.get(name) or load_class(name, Connector)  # type: ignore[type-abstract]
-    arguments = {k: v for k, v in described.items() if k != "type"}
-    return cls(vision_widths=vision_widths, text_width=text_width, **arguments)
+    arguments = {k: v for k, v in config.connector.items() if k != "type"}
+    arguments["text_width"] = config.get_text_config().hidden_size
+    widths = [spec.feature_width for spec in specs]
+    if config.fusion == "concat" or len(specs) == 1:
+        return cls(vision_widths=widths, **arguments)
+    members = [cls(vision_widths=[width], **arguments) for width in widths]
+    return Interleaved(members) if config.fusion == "interleave" else Groups(members)
 
 
-def skeleton(config: VLMConfig) -> tuple[VisionSpec, Connector]:
-    """The encoder's spec and the connector on the meta device: all that counting tokens needs, no weights."""
-    assert config.text_config is not None
+def skeleton(config: VLMConfig) -> tuple[list[VisionSpec], Connector | Groups]:
+    """The encoders' specs and the connector on the meta device: all that counting tokens needs."""
     with torch.device("meta"):
         specs = [build_encoder(e).spec for e in config.encoders]
-        connector = build_connector(
-            config.connector, [s.width for s in specs], config.text_config.hidden_size
-        )
-    return specs[0], connector
-
-
-def count_tokens(spec: VisionSpec, connector: Connector, image_size: tuple[int, int]) -> int:
-    """Image tokens that an image of (width, height) pixels takes in the sequence.
-
-    The one function that says so: the processor writes this many placeholders, the model checks against it,
-    `plan` and exporters report it.
-    """
-    return sum(connector.num_tokens((view.rows, view.cols)) for view in spec.views(image_size))
+        return specs, build_connector(config, specs)

@@ -1,4 +1,4 @@
-"""Preprocessing as transformers knows it: a `VisionSpec` behind the interface of an image processor."""
+"""Preprocessing as transformers knows it: `VisionSpec`s behind the interface of an image processor."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 from PIL import Image
 from transformers import BaseImageProcessor, BatchFeature
 
-from vlmkit.data.batch import image_tensors, row_views
+from vlmkit.budget import Fit, unlimited
+from vlmkit.data.batch import RowImages, image_tensors, row_images
 from vlmkit.encoders.spec import VisionSpec
-from vlmkit.errors import UsageError
+from vlmkit.errors import UsageError, unknown_name
 from vlmkit.messages import ImageSource, read_image
 
 Images = ImageSource | Sequence[ImageSource] | Sequence[Sequence[ImageSource]] | None
@@ -23,17 +24,20 @@ class VLMImageProcessor(BaseImageProcessor):  # type: ignore[misc]
     """Images to views by Pillow; neither torchvision nor weights are needed.
 
     Args:
-        spec: The rules; built from `fields` where absent.
-        **fields: Those of a `VisionSpec`, as `to_dict` gives them.
+        specs: The rules of each encoder, as `VisionSpec` or as dictionaries of its fields.
+        **foreign: What transformers writes beside them.
     """
 
-    model_input_names = ["pixel_values", "view_images", "view_grids"]  # noqa: RUF012
+    model_input_names = ["pixel_values", "image_sizes"]  # noqa: RUF012
 
-    def __init__(self, spec: VisionSpec | None = None, **fields: Any) -> None:
+    def __init__(self, specs: Sequence[VisionSpec | dict[str, Any]], **foreign: Any) -> None:
         super().__init__()
-        lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-        stated = {name: value for name, value in {**fields, **lists}.items() if name not in FOREIGN}
-        self.spec = spec or VisionSpec(**stated)
+        for name in foreign:
+            if name not in FOREIGN:
+                raise unknown_name("field of processor_config.json", name, ("specs", *FOREIGN))
+        self.specs = [spec if isinstance(spec, VisionSpec) else _spec(spec) for spec in specs]
+        # Set by the processor that knows how many tokens an image takes.
+        self.fit: Fit = unlimited
 
     def preprocess(self, images: Images, **options: Any) -> BatchFeature:
         """Images to the image inputs of a `VLM`.
@@ -43,19 +47,28 @@ class VLMImageProcessor(BaseImageProcessor):  # type: ignore[misc]
             **options: Only what changes nothing, see `check_options`.
 
         Returns:
-            `pixel_values` float32 (B, M, 3, H, W), `view_images` int64 (B, M), `view_grids` int64 (B, M, 2)
-            as in `vlmkit.data.batch.Batch`; nothing if there is no image.
+            `pixel_values` float32 (B, P) and `image_sizes` int64 (B, K, 3) as in `vlmkit.data.batch.Batch`;
+            nothing if there is no image.
 
         Raises:
             VlmkitError: An image cannot be read, or an option is not possible.
         """
         check_options(options)
         rows, _ = _rows(images)
-        return BatchFeature(image_tensors([row_views(row, self.spec) for row in rows]) if rows else {})
+        return BatchFeature(image_tensors([self.row(row) for row in rows]) if rows else {})
+
+    def row(self, images: Sequence[Image.Image]) -> RowImages:
+        """The images of one row."""
+        return row_images(images, self.fit([image.size for image in images]), self.specs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The spec's fields, and the name of this class."""
-        return {**asdict(self.spec), "image_processor_type": type(self).__name__}
+        """The specs' fields, and the name of this class."""
+        return {"specs": [asdict(spec) for spec in self.specs], "image_processor_type": type(self).__name__}
+
+
+def _spec(fields: dict[str, Any]) -> VisionSpec:
+    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    return VisionSpec(**{**fields, **lists})
 
 
 def deal_images(images: Images, slots: Sequence[int]) -> list[list[Image.Image]]:

@@ -75,14 +75,17 @@ def adopt(config: VLMConfig, reference: str, stated: Model) -> None:
         raise VlmkitError(f"init_from {reference!r} holds no vlmkit model; give the directory of a run")
     family = stated.llm.type or config.text_config.model_type
     for name, found, wanted in (
-        ("encoder", config.encoders[0]["type"], stated.encoders[0].type),
+        ("encoders", [e["type"] for e in config.encoders], [block.type for block in stated.encoders]),
+        ("fusion", config.fusion, stated.fusion),
         ("connector", config.connector, {"type": stated.connector.type, **stated.connector.options}),
         ("language model", config.text_config.model_type, family),
         ("prompt", config.prompt["format"], stated.prompt),
     ):
         if found != wanted:
             raise UsageError(f"init_from {reference!r} has the {name} {found}, the recipe states {wanted}")
-    _adopt_encoder(config.encoders[0], reference, stated.encoders[0])
+    for saved, block in zip(config.encoders, stated.encoders, strict=True):
+        _adopt_encoder(saved, reference, block)
+    config.image_tokens = stated.image_tokens.model_dump()
 
 
 def _adopt_encoder(saved: dict[str, Any], reference: str, stated: Block) -> None:

@@ -111,10 +111,11 @@ def _config(recipe: Recipe, notes: list[str]) -> VLMConfig:
         return config
     if saved is not None and saved not in bundled_recipes():
         notes.append(f"{saved} is not looked at: shapes are those of the parts that the recipe states")
-    block = recipe.model.encoders[0]
-    arguments = encoder_class(block.type).resolve(**block.options)
+    blocks = recipe.model.encoders
     return VLMConfig(
-        encoders=[{"type": block.type, **arguments}],
+        encoders=[{"type": b.type, **encoder_class(b.type).resolve(**b.options)} for b in blocks],
+        fusion=recipe.model.fusion,
+        image_tokens=recipe.model.image_tokens.model_dump(),
         connector={"type": recipe.model.connector.type, **recipe.model.connector.options},
         text_config=_text_config(recipe, notes),
         prompt={"format": recipe.model.prompt},

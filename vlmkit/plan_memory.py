@@ -91,13 +91,15 @@ def _weights(model: VLM, four_bits: bool) -> float:
 
 
 def _encoder(model: VLM) -> float:
-    """Numbers that an encoder keeps for one image; none where it is frozen."""
+    """Numbers that the encoders keep for one image; none where they are frozen."""
     if not any(p.requires_grad for p in model.encoders.parameters()):
         return 0.0
-    views = model.spec.views(PHOTO)
-    patches = sum(view.rows * view.cols + model.spec.prefix_tokens for view in views)
-    blocks = max(len(m) for m in model.encoders[0].modules() if isinstance(m, nn.ModuleList))
-    return BLOCK * model.spec.width * blocks * patches
+    total = 0.0
+    for spec, encoder in zip(model.specs, model.encoders, strict=True):
+        patches = sum(view.rows * view.cols + spec.prefix_tokens for view in spec.views(PHOTO))
+        blocks = max(len(m) for m in encoder.modules() if isinstance(m, nn.ModuleList))
+        total += BLOCK * spec.width * blocks * patches
+    return total
 
 
 def _language(model: VLM, stage: Stage, tokens: int, size: int) -> float:

@@ -10,7 +10,8 @@ from typing import Any
 from PIL import Image
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
-from vlmkit.config import VLMConfig, count_tokens, skeleton
+from vlmkit.budget import Budget, SizedImage
+from vlmkit.config import VLMConfig, skeleton
 from vlmkit.data.collate import prompt_batch
 from vlmkit.data.prompts import PROMPTS, PromptFormat
 from vlmkit.data.sample import IMAGE, Conversation
@@ -20,7 +21,8 @@ from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.image_processor import Images, VLMImageProcessor, check_options, deal_images
 from vlmkit.messages import read_messages, read_sources
-from vlmkit_connectors import Connector
+from vlmkit.splice import count_tokens
+from vlmkit_connectors import Connector, Groups
 
 
 class Processor(ProcessorMixin):  # type: ignore[misc]
@@ -30,20 +32,22 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
     torch tensors, padded on the left.
 
     Args:
-        image_processor: With the encoder's spec.
+        image_processor: With the encoders' specs.
         tokenizer: A fast tokenizer.
         connector: The connector; a copy on the meta device is enough.
         prompt: How conversations become text.
         image_token_id: The placeholder.
+        budget: Most image tokens.
     """
 
     def __init__(
         self,
         image_processor: VLMImageProcessor,
         tokenizer: Any,
-        connector: Connector,
+        connector: Connector | Groups,
         prompt: PromptFormat,
         image_token_id: int,
+        budget: Budget = Budget(),  # noqa: B008 - frozen
     ) -> None:
         self.tokenizer = tokenizer
         super().__init__(image_processor, tokenizer, chat_template=tokenizer.chat_template)
@@ -51,16 +55,18 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
         self.prompt = prompt
         self.image_token = image_token(tokenizer)
         self.image_token_id = image_token_id
+        self.budget = budget
+        image_processor.fit = self.fit
         # By this a pipeline with a batch size pads its rows.
         tokenizer.padding_side = "left"
 
     @classmethod
     def from_config(cls, config: VLMConfig, tokenizer: Any) -> Processor:
         """For a model's configuration; loads no weights."""
-        spec, connector = skeleton(config)
+        specs, connector = skeleton(config)
         assert config.image_token_id is not None
-        prompt = PROMPTS[config.prompt["format"]]
-        return cls(VLMImageProcessor(spec), tokenizer, connector, prompt, config.image_token_id)
+        prompt, budget = PROMPTS[config.prompt["format"]], Budget(**config.image_tokens)
+        return cls(VLMImageProcessor(specs), tokenizer, connector, prompt, config.image_token_id, budget)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, config: VLMConfig | None = None, **hub: Any) -> Processor:
@@ -81,13 +87,14 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
         return processor
 
     def _check_stored(self, path: str | Path, stored: dict[str, Any]) -> None:
-        stated = json.loads(self.to_json_string())["image_processor"]
-        for name in sorted(stored.keys() & stated.keys()):
-            if stored[name] != stated[name]:
-                raise VlmkitError(
-                    f"{path}: processor_config.json has {name} {stored[name]!r}, the encoder in config.json "
-                    f"has {stated[name]!r}; remove processor_config.json, saving writes it anew"
-                )
+        stated = json.loads(self.to_json_string())["image_processor"]["specs"]
+        for found, own in zip(stored.get("specs", stated), stated, strict=True):
+            for name in sorted(found.keys() & own.keys()):
+                if found[name] != own[name]:
+                    raise VlmkitError(
+                        f"{path}: processor_config.json has {name} {found[name]!r}, the encoder in "
+                        f"config.json has {own[name]!r}; remove processor_config.json, saving writes it anew"
+                    )
 
     def to_dict(self) -> dict[str, Any]:
         """What `processor_config.json` holds: for tools that look for it; the rest is in `config.json`."""
@@ -103,14 +110,18 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
         self.tokenizer.chat_template = template
 
     @property
-    def spec(self) -> VisionSpec:
-        """What the encoder states about itself."""
-        spec: VisionSpec = self.image_processor.spec
-        return spec
+    def specs(self) -> list[VisionSpec]:
+        """What the encoders state about themselves."""
+        specs: list[VisionSpec] = self.image_processor.specs
+        return specs
 
-    def count_tokens(self, image_size: tuple[int, int]) -> int:
-        """Image tokens for an image of (width, height) pixels."""
-        return count_tokens(self.spec, self.connector, image_size)
+    def count_tokens(self, image_size: Sequence[int]) -> int:
+        """Image tokens for an image of (width, height) pixels, see `splice.count_tokens`."""
+        return count_tokens(self.specs, self.connector, image_size)
+
+    def fit(self, sizes: Sequence[tuple[int, int]]) -> list[SizedImage]:
+        """The images of one row within the token budget, see `Budget.fit`."""
+        return self.budget.fit(sizes, self.count_tokens)
 
     def __call__(
         self, images: Images = None, text: str | Sequence[str] | None = None, **options: Any
@@ -193,8 +204,9 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
     def _inputs(
         self, prompts: Sequence[Sequence[Segment]], images: Sequence[Sequence[Image.Image]]
     ) -> BatchFeature:
+        seen = [self.image_processor.row(own) for own in images]
         rows = [
-            tokenize(segments, self.tokenizer, self.image_token_id, [self.count_tokens(i.size) for i in own])
-            for segments, own in zip(prompts, images, strict=True)
+            tokenize(segments, self.tokenizer, self.image_token_id, list(map(self.count_tokens, own.sizes)))
+            for segments, own in zip(prompts, seen, strict=True)
         ]
-        return BatchFeature(prompt_batch(rows, images, self.spec, self.tokenizer.pad_token_id))
+        return BatchFeature(prompt_batch(rows, seen, self.tokenizer.pad_token_id))

@@ -93,20 +93,37 @@ class LLM(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
+class ImageTokens(Frozen):
+    """Most image tokens; an image that takes more is made smaller by its layout, never cut off.
+
+    Attributes:
+        per_image: Of one image.
+        per_sample: Of all images of a sample together.
+    """
+
+    per_image: int | None = Field(default=None, ge=1)
+    per_sample: int | None = Field(default=None, ge=1)
+
+
 class Model(Frozen):
     """The parts that are assembled.
 
     Attributes:
-        encoders: Vision encoders; one until fused encoders arrive.
+        encoders: Vision encoders; the first leads: its grid and its retrieval vector are the model's.
+        fusion: How several come together: `concat` joins channels, `interleave` alternates tokens, `groups`
+            writes one encoder's tokens after the other's.
         connector: What joins vision to language.
         llm: The language model.
         prompt: Name of the prompt format the model answers with.
+        image_tokens: Most image tokens.
     """
 
-    encoders: list[Block] = Field(min_length=1, max_length=1)
+    encoders: list[Block] = Field(min_length=1)
+    fusion: Literal["concat", "interleave", "groups"] = "concat"
     connector: Block
     llm: LLM
     prompt: str = "chat_template"
+    image_tokens: ImageTokens = ImageTokens()
 
 
 class Lora(Frozen):
@@ -343,7 +360,8 @@ def _messages(error: ValidationError) -> list[str]:
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {
-    "model": Model, "stages": Stage, "evaluate": Evaluate, "train": Part, "lora": Lora,
+    "model": Model, "image_tokens": ImageTokens, "stages": Stage, "evaluate": Evaluate, "train": Part,
+    "lora": Lora,
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vlmkit.encoders import encoder_class
 from vlmkit.encoders.known import KNOWN
 from vlmkit.errors import unknown_name
 from vlmkit.llm import known_config
@@ -20,15 +21,8 @@ SAMPLE = Path(__file__).parent / "data" / "tiny"
 # The first rows have one image, one question and one answer, as the prompt `plain` needs.
 PLAIN_ROWS = 8
 STEPS = 2
-_TOWER = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 8}
-_TOWER_MLP = {**_TOWER, "intermediate_size": 64}
-ENCODERS: dict[str, dict[str, Any]] = {
-    "clip": {"vision_config": {**_TOWER_MLP, "image_size": 32, "projection_dim": 16}},
-    "dinov2": {"vision_config": {**_TOWER, "image_size": 32}, "image_size": 32, "shortest_edge": 32},
-    "siglip": {"vision_config": {**_TOWER_MLP, "image_size": 32}},
-    "siglip2_naflex": {"vision_config": {**_TOWER_MLP, "num_patches": 16}, "max_num_patches": 16},
-    "vit": {"image_size": 32, "patch_size": 8, "width": 32, "depth": 3, "heads": 2},
-}
+# Options of an encoder that a tiny one has its own for.
+SIZES = ("weights", "vision_config", "image_size", "shortest_edge")
 # By the names that the families of transformers have for them; 64 numbers are a block of 4-bit weights.
 LANGUAGE = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -77,10 +71,8 @@ def _dumped(values: dict[str, Any]) -> dict[str, Any]:
 
 def _encoder(block: Block) -> Block:
     """Options that no size depends on are kept; weights, and text towers that are not installed, are not."""
-    if block.type not in ENCODERS:
-        raise unknown_name("encoder with a tiny twin:", block.type, ENCODERS)
-    tiny = dict(ENCODERS[block.type])
-    options = {k: v for k, v in block.options.items() if k not in (*tiny, "weights", "vision_config")}
+    tiny = encoder_class(block.type).tiny_options()
+    options = {k: v for k, v in block.options.items() if k not in (*tiny, *SIZES)}
     if not -4 <= options.get("layer", -2) <= 3:
         del options["layer"]
     if not str(options.get("text_tower")).startswith("pypi:"):

@@ -1,7 +1,7 @@
 """The assembled model: a `transformers` model; generation, saving, PEFT and quantization are inherited.
 
-Shapes: B rows, L tokens of a row, D width of the language model, M most views of a row, C H W a view's
-pixels, I views of the batch, N image tokens of the batch.
+Shapes: B rows, L tokens of a row, D width of the language model, P numbers of a row's pixels, K most images
+of a row, N image tokens of the batch.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vlmkit import inference
-from vlmkit.config import VLMConfig, build_connector, build_encoder, count_tokens
+from vlmkit.config import VLMConfig, build_connector, build_encoder
+from vlmkit.data.batch import listed_images, pixel_batches
 from vlmkit.data.masks import additive, branch_mask
 from vlmkit.encoders.base import VisionEncoder
-from vlmkit.encoders.batch import PixelBatch
+from vlmkit.encoders.scales import join_scales
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.messages import ImageSource
 from vlmkit.objectives import token_loss
 from vlmkit.processor import Processor
+from vlmkit.splice import Splice, count_tokens, streams
 from vlmkit_connectors import VisionFeatures
 
 # What must be asked of the hub alike for weights and tokenizer.
@@ -64,8 +66,8 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         # The same object, or resizing the embeddings would leave a stale vocabulary size behind.
         config.text_config = language_model.config
         self.language_model = language_model
-        widths = [encoder.spec.width for encoder in built]
-        self.connector = build_connector(config.connector, widths, config.text_config.hidden_size)
+        self.connector = build_connector(config, self.specs)
+        self.splice = Splice(self.specs, config.text_config.hidden_size)
         self._processor: Processor | None = None
         self.post_init()
 
@@ -121,12 +123,17 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     @property
     def spec(self) -> VisionSpec:
-        """What the (first) encoder states about itself."""
-        return self.vision_encoder.spec
+        """What the first encoder states about itself."""
+        return self.specs[0]
 
-    def count_tokens(self, image_size: tuple[int, int]) -> int:
-        """Image tokens for an image of (width, height) pixels."""
-        return count_tokens(self.spec, self.connector, image_size)
+    @property
+    def specs(self) -> list[VisionSpec]:
+        """What the encoders state about themselves."""
+        return [encoder.spec for encoder in self.encoders if isinstance(encoder, VisionEncoder)]
+
+    def count_tokens(self, image_size: Sequence[int]) -> int:
+        """Image tokens for an image of (width, height) pixels, see `splice.count_tokens`."""
+        return count_tokens(self.specs, self.connector, image_size)
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's."""
@@ -144,26 +151,40 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """Set the language model's head."""
         self.language_model.set_output_embeddings(new_embeddings)
 
-    def encode_images(
-        self, pixel_values: Tensor, view_images: Tensor, view_grids: Tensor
-    ) -> list[VisionFeatures]:
-        """Run the encoders over the views that exist; padding is dropped first.
+    def encode_images(self, pixel_values: Tensor, image_sizes: Tensor) -> list[VisionFeatures]:
+        """What each encoder sees in the images of a batch.
 
         Args:
-            pixel_values: (B, M, C, H, W).
-            view_images: (B, M): which image of its row a view belongs to; -1 is padding.
-            view_grids: (B, M, 2): rows and columns of patches.
+            pixel_values: (B, P) as in `vlmkit.data.batch.Batch`.
+            image_sizes: (B, K, 3).
         """
-        there_BM = view_images >= 0
-        images_per_row_B = view_images.amax(dim=1) + 1
-        first_of_row_B = images_per_row_B.cumsum(0) - images_per_row_B
-        owners_I = (view_images + first_of_row_B[:, None])[there_BM]
-        encoder = self.vision_encoder
-        batch = PixelBatch(pixel_values[there_BM], view_grids[there_BM].cpu(), owners_I.cpu())
-        return [encoder(encoder.move(batch))]
+        batches = pixel_batches(pixel_values, image_sizes, self.specs)
+        features = []
+        for encoder, batch in zip(self.encoders, batches, strict=True):
+            assert isinstance(encoder, VisionEncoder)
+            seen = encoder(encoder.move(batch))
+            scales = encoder.spec.rule.scales
+            features.append(join_scales(seen, scales) if len(scales) > 1 else seen)
+        return features
+
+    def image_tokens(self, features: Sequence[VisionFeatures], image_sizes: Tensor) -> list[Tensor]:
+        """The run of tokens (N, D) that each row's images give, in the order of the sequence.
+
+        Args:
+            features: From `encode_images`.
+            image_sizes: (B, K, 3).
+        """
+        rows = listed_images(image_sizes)
+        images = [image for row in rows for image in row]
+        lanes = streams(self.specs, self.connector)
+        taken = [features] if len(lanes) == 1 else [[own] for own in features]
+        runs = [self.splice(lane, own, images) for lane, own in zip(lanes, taken, strict=True)]
+        each = iter([torch.cat(parts) for parts in zip(*runs, strict=True)])
+        empty = features[0].patches_TV.new_zeros(0, self.config.text_config.hidden_size)
+        return [torch.cat([next(each) for _ in row] or [empty]) for row in rows]
 
     def embed(
-        self, input_ids: Tensor, features: list[VisionFeatures] | None, view_images: Tensor | None
+        self, input_ids: Tensor, features: Sequence[VisionFeatures] | None, image_sizes: Tensor | None
     ) -> Tensor:
         """Token embeddings (B, L, D) with image tokens at their placeholders.
 
@@ -175,13 +196,10 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         if features is None:
             self._check_counts(places_BL.sum(1).tolist(), [0] * len(input_ids))
             return embeds_BLD
-        assert view_images is not None
-        image_tokens = self.connector(features)
-        per_view = iter(image_tokens.counts)
-        given = [sum(next(per_view) for _ in range(n)) for n in (view_images >= 0).sum(1).tolist()]
-        self._check_counts(places_BL.sum(1).tolist(), given)
-        tokens_ND = image_tokens.tokens_ND.to(embeds_BLD)
-        return embeds_BLD.masked_scatter(places_BL.unsqueeze(-1), tokens_ND)
+        assert image_sizes is not None
+        rows = self.image_tokens(features, image_sizes)
+        self._check_counts(places_BL.sum(1).tolist(), [len(row) for row in rows])
+        return embeds_BLD.masked_scatter(places_BL.unsqueeze(-1), torch.cat(rows).to(embeds_BLD))
 
     @staticmethod
     def _check_counts(placeholders: list[int], given: list[int]) -> None:
@@ -219,8 +237,7 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
-        view_images: Tensor | None = None,
-        view_grids: Tensor | None = None,
+        image_sizes: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
@@ -233,9 +250,8 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
         Args:
             input_ids: (B, L) with image placeholders.
-            pixel_values: (B, M, C, H, W) normalised pixels of each row's views.
-            view_images: (B, M) image of its row that a view belongs to; -1 is padding.
-            view_grids: (B, M, 2) rows and columns of patches of each view.
+            pixel_values: (B, P) normalised pixels of each row's views, flat, as the processor gives them.
+            image_sizes: (B, K, 3) width, height and level of each row's images; 0 is padding.
             inputs_embeds: (B, L, D) instead of `input_ids`, without images.
             position_ids: (B, L). Named here so that `generate` derives them from the mask: language models
                 with absolute positions would count the padding on the left.
@@ -248,10 +264,10 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         if inputs_embeds is None:
             assert input_ids is not None
             features = None
-            if pixel_values is not None and view_images is not None and view_grids is not None:
-                features = self.encode_images(pixel_values, view_images, view_grids)
+            if pixel_values is not None and image_sizes is not None:
+                features = self.encode_images(pixel_values, image_sizes)
             if features is not None or past_key_values is None or not past_key_values.get_seq_length():
-                inputs_embeds = self.embed(input_ids, features, view_images)
+                inputs_embeds = self.embed(input_ids, features, image_sizes)
             else:
                 inputs_embeds = self.get_input_embeddings()(input_ids)
         cached = {"position_ids": position_ids, "past_key_values": past_key_values}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vlmkit_connectors.base import Connector, Grid, ImageTokens, VisionFeatures, concat_encoders
+from vlmkit_connectors.base import Connector, Grid, ImageTokens, VisionFeatures
+from vlmkit_connectors.fuse import Groups, Interleaved, concat_encoders
 from vlmkit_connectors.mlp import MLPConnector
 
 CONNECTORS: dict[str, type[Connector]] = {
@@ -13,7 +14,9 @@ __all__ = [
     "CONNECTORS",
     "Connector",
     "Grid",
+    "Groups",
     "ImageTokens",
+    "Interleaved",
     "MLPConnector",
     "VisionFeatures",
     "concat_encoders",

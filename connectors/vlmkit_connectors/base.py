@@ -79,6 +79,13 @@ class Connector(nn.Module, ABC):
     def num_tokens(self, grid: Grid) -> int:
         """Image tokens for a view of `grid` = (rows, columns) patches."""
 
+    def token_grid(self, grid: Grid) -> Grid | None:
+        """Rows and columns of the tokens of such a view, row by row; None where they form no grid.
+
+        Layouts that put tiles together (`anyres`) need one.
+        """
+        return None
+
     @abstractmethod
     def forward(self, features: Sequence[VisionFeatures], text: Tensor | None = None) -> ImageTokens:
         """Map the features of one or more encoders to image tokens.
@@ -95,31 +102,3 @@ class Connector(nn.Module, ABC):
     @torch.no_grad()
     def reset_buffers(self) -> None:
         """Recompute tables that are not stored in checkpoints."""
-
-
-def concat_encoders(features: Sequence[VisionFeatures]) -> VisionFeatures:
-    """Concatenate the channels of several encoders that see the same grids; one encoder passes through.
-
-    Raises:
-        ValueError: The encoders disagree on the grids.
-    """
-    first = features[0]
-    if len(features) == 1:
-        return first
-    for other in features[1:]:
-        if other.grids != first.grids:
-            raise ValueError(
-                f"channel concatenation needs equal grids, found {_brief(first)} and {_brief(other)}; "
-                "use encoders with the same layout and the same number of patches"
-            )
-    return VisionFeatures(
-        patches_TV=torch.cat([f.patches_TV for f in features], dim=-1),
-        grids_I2=first.grids_I2,
-        image_of_view_I=first.image_of_view_I,
-        pooled_BE=first.pooled_BE,
-    )
-
-
-def _brief(features: VisionFeatures) -> str:
-    shapes = sorted({f"{rows}x{cols}" for rows, cols in features.grids})
-    return f"{len(features.grids)} views of {', '.join(shapes)}"

@@ -27,13 +27,82 @@ FACTS = {
     "facebook/dinov2-with-registers-small": (256, 384, 5, 384),
     "facebook/dinov2-with-registers-base": (256, 768, 5, 768),
     "facebook/dinov2-with-registers-large": (256, 1024, 5, 1024),
+    "facebook/dinov3-vits16-pretrain-lvd1689m": (196, 384, 5, 384),
+    "facebook/dinov3-vitb16-pretrain-lvd1689m": (196, 768, 5, 768),
+    "facebook/dinov3-vitl16-pretrain-lvd1689m": (196, 1024, 5, 1024),
+    "facebook/dinov3-convnext-tiny-pretrain-lvd1689m": (49, 768, 0, 768),
+    "facebook/dinov3-convnext-small-pretrain-lvd1689m": (49, 768, 0, 768),
+    "facebook/dinov3-convnext-base-pretrain-lvd1689m": (49, 1024, 0, 1024),
+    "facebook/dinov3-convnext-large-pretrain-lvd1689m": (49, 1536, 0, 1536),
+    "facebook/vit-mae-base": (196, 768, 1, 768),
+    "facebook/vit-mae-large": (196, 1024, 1, 1024),
+    "facebook/vit-mae-huge": (256, 1280, 1, 1280),
+    "microsoft/beit-base-patch16-224": (196, 768, 1, 768),
+    "microsoft/beit-base-patch16-384": (576, 768, 1, 768),
+    "microsoft/beit-large-patch16-224": (196, 1024, 1, 1024),
+    "google/vit-base-patch16-224": (196, 768, 1, 768),
+    "google/vit-base-patch16-224-in21k": (196, 768, 1, 768),
+    "google/vit-base-patch16-384": (576, 768, 1, 768),
+    "google/vit-large-patch16-224": (196, 1024, 1, 1024),
+    "facebook/deit-small-patch16-224": (196, 384, 1, 384),
+    "facebook/deit-base-patch16-224": (196, 768, 1, 768),
+    "facebook/deit-tiny-distilled-patch16-224": (196, 192, 2, 192),
+    "facebook/deit-small-distilled-patch16-224": (196, 384, 2, 384),
+    "facebook/deit-base-distilled-patch16-224": (196, 768, 2, 768),
+    "microsoft/swin-tiny-patch4-window7-224": (49, 768, 0, 768),
+    "microsoft/swin-small-patch4-window7-224": (49, 768, 0, 768),
+    "microsoft/swin-base-patch4-window7-224": (49, 1024, 0, 1024),
+    "microsoft/swin-base-patch4-window12-384": (144, 1024, 0, 1024),
+    "microsoft/swinv2-tiny-patch4-window8-256": (64, 768, 0, 768),
+    "microsoft/swinv2-small-patch4-window8-256": (64, 768, 0, 768),
+    "microsoft/swinv2-base-patch4-window8-256": (64, 1024, 0, 1024),
+    "facebook/convnext-tiny-224": (49, 768, 0, 768),
+    "facebook/convnext-small-224": (49, 768, 0, 768),
+    "facebook/convnext-base-224": (49, 1024, 0, 1024),
+    "facebook/convnextv2-tiny-1k-224": (49, 768, 0, 768),
+    "facebook/convnextv2-base-22k-224": (49, 1024, 0, 1024),
+    "facebook/convnextv2-large-22k-224": (49, 1536, 0, 1536),
+    "facebook/sam-vit-base": (4096, 256, 0, 0),
+    "facebook/sam-vit-large": (4096, 256, 0, 0),
+    "facebook/sam-vit-huge": (4096, 256, 0, 0),
+    "OpenGVLab/InternVL3-1B-hf": (1024, 1024, 1, 1024),
+    "OpenGVLab/InternVL3-2B-hf": (1024, 1024, 1, 1024),
+    "OpenGVLab/InternVL3-8B-hf": (1024, 1024, 1, 1024),
+    "apple/aimv2-large-patch14-224": (256, 1024, 0, 0),
+    "apple/aimv2-large-patch14-224-lit": (256, 1024, 0, 1024),
+    "mistral-community/pixtral-12b": (1200, 1024, 0, 0),
+    "Qwen/Qwen2.5-VL-3B-Instruct": (1564, 1280, 0, 0),
+    "Qwen/Qwen2.5-VL-7B-Instruct": (1564, 1280, 0, 0),
+    "Qwen/Qwen3-VL-4B-Instruct": (1200, 1024, 0, 0),
+    "Qwen/Qwen3-VL-8B-Instruct": (1200, 1152, 0, 0),
 }
+# The families of which the last hidden state is read, where nothing else is said.
+LAST = (
+    "dinov3_convnext",
+    "swin",
+    "swinv2",
+    "convnext",
+    "convnextv2",
+    "sam_vit",
+    "internvit",
+    "pixtral",
+    "qwen2_5_vl",
+    "qwen3_vl",
+)
 # Millions of parameters of the vision halves, as the papers and model cards give them.
 MILLIONS = {
     "openai/clip-vit-base-patch16": 86, "openai/clip-vit-large-patch14-336": 304,
     "google/siglip-base-patch16-224": 93, "google/siglip-so400m-patch14-384": 428,
     "google/siglip2-so400m-patch16-naflex": 428, "facebook/dinov2-small": 22,
     "facebook/dinov2-base": 86, "facebook/dinov2-with-registers-large": 304,
+    "facebook/dinov3-vits16-pretrain-lvd1689m": 21.6, "facebook/dinov3-vitl16-pretrain-lvd1689m": 303,
+    "facebook/dinov3-convnext-tiny-pretrain-lvd1689m": 27.8, "facebook/vit-mae-huge": 631,
+    "google/vit-base-patch16-224": 86, "facebook/deit-tiny-distilled-patch16-224": 5.5,
+    "microsoft/swin-base-patch4-window7-224": 86.7, "microsoft/swinv2-tiny-patch4-window8-256": 27.6,
+    "facebook/convnext-base-224": 87.6, "facebook/convnextv2-base-22k-224": 87.7,
+    "facebook/sam-vit-base": 89.7, "facebook/sam-vit-huge": 637,
+    "OpenGVLab/InternVL3-1B-hf": 304, "apple/aimv2-large-patch14-224-lit": 309,
+    "mistral-community/pixtral-12b": 400,
 }  # fmt: skip
 
 
@@ -50,8 +119,8 @@ def test_a_known_id_is_described_without_a_network(name):
     spec = encoder.spec
     patches = sum(view.rows * view.cols for view in spec.views((640, 480)))
     assert (patches, spec.width, spec.prefix_tokens, spec.embed_dim) == FACTS[name]
-    assert encoder.text_tower_ref == (None if "dinov2" in name else name)
-    assert spec.layer == -2
+    assert encoder.text_tower_ref == (name if KNOWN[name].text else None)
+    assert spec.layer == (-1 if KNOWN[name].family in LAST else -2)
     if name in MILLIONS:
         millions = sum(p.numel() for p in encoder.parameters()) / 1e6
         assert millions == pytest.approx(MILLIONS[name], rel=0.02)

@@ -66,7 +66,7 @@ def run_steps(tmp_path):
         rules = TextRules(
             p.tokenizer, PROMPTS["chat_template"], p.count_tokens, p.image_token_id, pack=stage.pack
         )
-        data = StageData(samples, Collator(p.spec, rules if text else None), seed=0)
+        data = StageData(samples, Collator(p.specs, rules if text else None), seed=0)
         apply_stage(model, stage)
         metrics = MetricsFile(tmp_path / "metrics.jsonl")
         into = StageRun(tmp_path, Accelerator(), metrics, Silent(), stage.clip)

@@ -149,7 +149,7 @@ def test_contrastive_pairs_images_with_their_own_captions(two_headed, make_stage
     mixed = collate(two_headed, samples, text=False)
     loss, weight = module(mixed)["contrastive"]
     assert float(weight) == batch_weight("contrastive", mixed) == 2
-    features = two_headed.encode_images(mixed.pixel_values, mixed.view_images, mixed.view_grids)[0]
+    features = two_headed.encode_images(mixed.pixel_values, mixed.image_sizes)[0]
     texts = two_headed.vision_encoder.text_tower().embed(["a red circle", "a blue square"])
     expected, _ = module.contrastive(features.pooled_BE[[0, 3]], texts, torch.eye(2, dtype=torch.bool))
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), abs=1e-6)

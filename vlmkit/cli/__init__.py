@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from vlmkit import __version__
-from vlmkit.cli import ask, encoder, index, list_, plan, rag, search, train
+from vlmkit.cli import ask, encoder, index, list_, look, plan, rag, search, train
 
 Run = Callable[[argparse.Namespace], int]
 VERBS = {
@@ -17,6 +17,7 @@ VERBS = {
     "list": list_,
     "encoder": encoder,
     "ask": ask,
+    "look": look,
     "index": index,
     "search": search,
     "rag": rag,

@@ -1,12 +1,11 @@
 """What a training step gets, and how rows become tensors.
 
-Shapes: B rows, L tokens of the longest row, M most views of a row, H and W pixels of the highest and of the
-widest view.
+Shapes: B rows, L tokens of the longest row, K most images of a row, P most numbers of a row's pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -15,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vlmkit.budget import SizedImage
 from vlmkit.data.pack import PackedRow
-from vlmkit.encoders.batch import canvas_shape, place
+from vlmkit.encoders.batch import CHANNELS, PixelBatch
 from vlmkit.encoders.spec import Pixels, VisionSpec
 from vlmkit.objectives import IGNORE
 
@@ -37,9 +37,11 @@ class Batch:
         weights_BL: float32 loss weights.
         positions_BL: int64, position of a token in its own conversation.
         branches_BL: int64, 0 prefix, k >= 1 the k-th conversation of a packed row, -1 padding.
-        pixel_values: float32 (B, M, 3, H, W), normalised; smaller views at the top left, zeros beside them.
-        view_images: int64 (B, M), index of the view's image in its row, -1 padding.
-        view_grids: int64 (B, M, 2), rows and columns of patches, 0 on padding.
+        pixel_values: float32 (B, P), normalised: for each encoder, for each image, for each of its views the
+            (3, height, width) pixels, all flat and one after the other; zeros behind a shorter row. No view
+            is padded: `image_sizes` and the encoders' specs say where each lies.
+        image_sizes: int64 (B, K, 3), width and height of each image in pixels and the level of its layout
+            (see `VisionSpec.at`); 0 on padding.
     """
 
     sample_ids: tuple[str, ...]
@@ -50,8 +52,7 @@ class Batch:
     positions_BL: Tensor | None = None
     branches_BL: Tensor | None = None
     pixel_values: Tensor | None = None
-    view_images: Tensor | None = None
-    view_grids: Tensor | None = None
+    image_sizes: Tensor | None = None
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """A copy on a device; `dtype` is that of the pixels alone (loss weights stay float32)."""
@@ -64,52 +65,73 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class RowViews:
-    """All views of a row's images.
+class RowImages:
+    """All images of a row.
 
     Attributes:
-        pixels: One (3, H, W) array a view.
-        images: For each view the index of its image in the row.
-        grids: For each view its rows and columns of patches.
+        pixels: float32, flat, as in `Batch.pixel_values`.
+        sizes: Width, height and level of each.
     """
 
-    pixels: tuple[Pixels, ...] = ()
-    images: tuple[int, ...] = ()
-    grids: tuple[tuple[int, int], ...] = ()
+    pixels: Pixels
+    sizes: tuple[SizedImage, ...] = ()
 
 
-def row_views(images: Sequence[Image.Image], spec: VisionSpec) -> RowViews:
-    """Cut images into views and normalise them."""
-    pixels: list[Pixels] = []
-    owners: list[int] = []
-    grids: list[tuple[int, int]] = []
-    for i, image in enumerate(images):
-        pictures, views = spec.preprocess(image), spec.views(image.size)
-        assert len(pictures) == len(views)
-        pixels += pictures
-        owners += [i] * len(views)
-        grids += [(view.rows, view.cols) for view in views]
-    return RowViews(tuple(pixels), tuple(owners), tuple(grids))
+def row_images(
+    images: Sequence[Image.Image], sizes: Sequence[SizedImage], specs: Sequence[VisionSpec]
+) -> RowImages:
+    """Cut images into views for each encoder and normalise them."""
+    views = [
+        view.ravel()
+        for spec in specs
+        for image, (_, _, level) in zip(images, sizes, strict=True)
+        for view in spec.preprocess(image, level)
+    ]
+    return RowImages(np.concatenate(views or [np.zeros(0, np.float32)]), tuple(sizes))
 
 
-def image_tensors(rows: Sequence[RowViews]) -> dict[str, Tensor]:
-    """`pixel_values`, `view_images` and `view_grids` of a batch; empty if no row has an image."""
-    most = max(len(row.pixels) for row in rows)
+def image_tensors(rows: Sequence[RowImages]) -> dict[str, Tensor]:
+    """`pixel_values` and `image_sizes` of a batch; empty if no row has an image."""
+    most = max(len(row.sizes) for row in rows)
     if not most:
         return {}
-    shape = canvas_shape(picture for row in rows for picture in row.pixels)
-    pixels = np.zeros((len(rows), most, *shape), np.float32)
-    images = np.full((len(rows), most), PADDING, np.int64)
-    grids = np.zeros((len(rows), most, 2), np.int64)
+    pixels = np.zeros((len(rows), max(row.pixels.size for row in rows)), np.float32)
+    sizes = np.zeros((len(rows), most, 3), np.int64)
     for b, row in enumerate(rows):
-        for m, (picture, image, grid) in enumerate(zip(row.pixels, row.images, row.grids)):
-            place(picture, pixels[b, m])
-            images[b, m], grids[b, m] = image, grid
-    return {
-        "pixel_values": torch.from_numpy(pixels),
-        "view_images": torch.from_numpy(images),
-        "view_grids": torch.from_numpy(grids),
-    }
+        pixels[b, : row.pixels.size] = row.pixels
+        sizes[b, : len(row.sizes)] = np.reshape(row.sizes, (-1, 3))
+    return {"pixel_values": torch.from_numpy(pixels), "image_sizes": torch.from_numpy(sizes)}
+
+
+def listed_images(image_sizes: Tensor) -> list[list[SizedImage]]:
+    """The images of each row out of (B, K, 3), without padding."""
+    return [[(w, h, level) for w, h, level in row if w] for row in image_sizes.tolist()]
+
+
+def pixel_batches(
+    pixel_values: Tensor, image_sizes: Tensor, specs: Sequence[VisionSpec]
+) -> Iterator[PixelBatch]:
+    """What each encoder gets of a batch: its views of all images, in order.
+
+    Args:
+        pixel_values: (B, P).
+        image_sizes: (B, K, 3).
+        specs: Of the encoders.
+    """
+    rows = listed_images(image_sizes)
+    owned = [(image, i) for i, image in enumerate(image for row in rows for image in row)]
+    starts = [0] * len(rows)
+    for spec in specs:
+        views = [(view, i) for (w, h, level), i in owned for view in spec.views((w, h), level)]
+        lengths = [sum(numbers_of(spec, image) for image in row) for row in rows]
+        parts = [pixel_values[b, s : s + n] for b, (s, n) in enumerate(zip(starts, lengths, strict=True))]
+        starts = [s + n for s, n in zip(starts, lengths, strict=True)]
+        yield PixelBatch.of(torch.cat(parts), [view for view, _ in views], [i for _, i in views])
+
+
+def numbers_of(spec: VisionSpec, image: SizedImage) -> int:
+    """How many numbers the pixels of an image's views are."""
+    return sum(CHANNELS * view.height * view.width for view in spec.views(image[:2], image[2]))
 
 
 def text_tensors(rows: Sequence[PackedRow], pad_id: int) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vlmkit.data.batch import Batch, RowViews, image_tensors, row_views, text_tensors
+from vlmkit.budget import Fit, SizedImage, unlimited
+from vlmkit.data.batch import Batch, RowImages, image_tensors, row_images, text_tensors
 from vlmkit.data.pack import PackedRow, pack_prefix
 from vlmkit.data.prompts import PromptFormat
 from vlmkit.data.sample import Conversation, Sample
@@ -30,7 +31,7 @@ class TextRules:
     Attributes:
         tokenizer: A fast one with a padding token, and the image token if there are images.
         prompt: From `PROMPTS`.
-        count_tokens: (width, height) of an image in pixels to its number of tokens.
+        count_tokens: Width, height and level of an image to its number of tokens.
         image_token_id: Id of the placeholder.
         eos_weight: Factor on the loss weight of the EOS of an answer.
         pack: `none`: each conversation is a row with its own copy of the images. `prefix`: all conversations
@@ -41,7 +42,7 @@ class TextRules:
 
     tokenizer: PreTrainedTokenizerBase
     prompt: PromptFormat
-    count_tokens: Callable[[tuple[int, int]], int]
+    count_tokens: Callable[[SizedImage], int]
     image_token_id: int
     eos_weight: float = 1.0
     pack: Literal["none", "prefix"] = "none"
@@ -59,16 +60,18 @@ class Collator:
     The same pairs give the same batch, in any process and after a resume.
 
     Attributes:
-        spec: How images become views.
+        specs: How images become views, for each encoder.
         text: How conversations become tokens; None for stages without text, where each sample is one row.
         hflip: Probability that all images of a sample are mirrored.
         seed: Of the mirroring.
+        fit: Keeps the token budget of a sample's images.
     """
 
-    spec: VisionSpec
+    specs: Sequence[VisionSpec]
     text: TextRules | None = None
     hflip: float = 0.0
     seed: int = 0
+    fit: Fit = unlimited
 
     def __call__(self, items: Sequence[tuple[Sample, int]]) -> Batch:
         """Collate.
@@ -79,18 +82,19 @@ class Collator:
                 names the sample.
         """
         samples: list[Sample] = []
-        views: list[RowViews] = []
+        images: list[RowImages] = []
         rows: list[PackedRow] = []
         for sample, epoch in items:
-            images = self._images(sample, epoch)
-            own = [] if self.text is None else sample_rows(sample, [i.size for i in images], self.text)
+            pictures = self._images(sample, epoch)
+            sizes = self.fit([picture.size for picture in pictures])
+            own = [] if self.text is None else sample_rows(sample, sizes, self.text)
             copies = 1 if self.text is None else len(own)
             samples += [sample] * copies
-            views += [row_views(images, self.spec)] * copies
+            images += [row_images(pictures, sizes, self.specs)] * copies
             rows += own
         text = {} if self.text is None else text_tensors(rows, self.text.tokenizer.pad_token_id)
         ids, captions = tuple(s.id for s in samples), tuple(s.captions for s in samples)
-        return Batch(ids, captions, **text, **image_tensors(views))
+        return Batch(ids, captions, **text, **image_tensors(images))
 
     def _images(self, sample: Sample, epoch: int) -> list[Image.Image]:
         images = sample.open_images()
@@ -99,8 +103,8 @@ class Collator:
         return [ImageOps.mirror(image) for image in images] if draw < self.hflip else images
 
 
-def sample_rows(sample: Sample, sizes: Sequence[tuple[int, int]], rules: TextRules) -> list[PackedRow]:
-    """The rows of a sample with images of these (width, height) in pixels.
+def sample_rows(sample: Sample, sizes: Sequence[SizedImage], rules: TextRules) -> list[PackedRow]:
+    """The rows of a sample with images of these sizes.
 
     Raises:
         VlmkitError: See `Collator`.
@@ -139,20 +143,17 @@ def _token_row(
     return row
 
 
-def prompt_batch(
-    rows: Sequence[TokenRow], images: Sequence[Sequence[Image.Image]], spec: VisionSpec, pad_id: int
-) -> dict[str, Tensor]:
+def prompt_batch(rows: Sequence[TokenRow], images: Sequence[RowImages], pad_id: int) -> dict[str, Tensor]:
     """Inputs of `generate`: ids and mask padded on the left, and the images' tensors if there are any.
 
     Args:
         rows: Prompts that end where the answer starts.
         images: The images of each row.
-        spec: How images become views.
         pad_id: Id of the padding token.
 
     Returns:
-        `input_ids` and `attention_mask` int64 (B, L); with images also `pixel_values` float32
-        (B, M, 3, H, W), `view_images` int64 (B, M) and `view_grids` int64 (B, M, 2) as in `Batch`.
+        `input_ids` and `attention_mask` int64 (B, L); with images also `pixel_values` float32 (B, P) and
+        `image_sizes` int64 (B, K, 3) as in `Batch`.
     """
     assert len(rows) == len(images) and rows
     length = max(len(row.ids) for row in rows)
@@ -160,5 +161,5 @@ def prompt_batch(
     return {
         "input_ids": torch.tensor([[pad_id] * n + list(row.ids) for n, row in zip(pads, rows)]),
         "attention_mask": torch.tensor([[0] * n + [1] * (length - n) for n in pads]),
-        **image_tensors([row_views(own, spec) for own in images]),
+        **image_tensors(images),
     }

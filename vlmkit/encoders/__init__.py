@@ -11,10 +11,28 @@ if TYPE_CHECKING:
     from vlmkit.encoders.base import VisionEncoder
 
 ENCODERS: dict[str, str] = {
+    "aimv2": "vlmkit.encoders.aimv2:AIMv2Encoder",
+    "beit": "vlmkit.encoders.beit:BEiTEncoder",
     "clip": "vlmkit.encoders.clip:CLIPEncoder",
+    "convnext": "vlmkit.encoders.convnext:ConvNextEncoder",
+    "convnextv2": "vlmkit.encoders.convnext:ConvNextV2Encoder",
+    "deit": "vlmkit.encoders.deit:DeiTEncoder",
     "dinov2": "vlmkit.encoders.dinov2:DINOv2Encoder",
+    "dinov3": "vlmkit.encoders.dinov3:DINOv3Encoder",
+    "dinov3_convnext": "vlmkit.encoders.dinov3_convnext:DINOv3ConvNextEncoder",
+    "hf_vit": "vlmkit.encoders.hf_vit:HFViTEncoder",
+    "internvit": "vlmkit.encoders.internvit:InternViTEncoder",
+    "mae": "vlmkit.encoders.mae:MAEEncoder",
+    "pixtral": "vlmkit.encoders.pixtral:PixtralEncoder",
+    "qwen2_5_vl": "vlmkit.encoders.qwen2_5_vl:Qwen25VLEncoder",
+    "qwen3_vl": "vlmkit.encoders.qwen3_vl:Qwen3VLEncoder",
+    "sam_vit": "vlmkit.encoders.sam_vit:SAMEncoder",
     "siglip": "vlmkit.encoders.siglip:SigLIPEncoder",
     "siglip2_naflex": "vlmkit.encoders.siglip2_naflex:NaFlexEncoder",
+    "swin": "vlmkit.encoders.swin:SwinEncoder",
+    "swinv2": "vlmkit.encoders.swin:SwinV2Encoder",
+    "timm": "vlmkit.encoders.timm_tower:TimmEncoder",
+    "transformers": "vlmkit.encoders.any_transformers:TransformersEncoder",
     "vit": "vlmkit.encoders.vit:ViT",
 }
 

@@ -38,6 +38,8 @@ class VisionEncoder(nn.Module, ABC):
     """
 
     family: ClassVar[str]
+    # Whether views may have other sizes than `image_size` squared, and differ within a batch.
+    any_grid: ClassVar[bool] = False
     spec: VisionSpec
 
     def __init__(self, config: Mapping[str, Any], text_tower: str | None, weights: str | None = None) -> None:
@@ -69,6 +71,7 @@ class VisionEncoder(nn.Module, ABC):
         """
         cls._check_options(options)
         encoder = cls(**cls.resolve(**options))
+        encoder.check_views()
         weights = options.get("weights")
         if weights is not None:
             encoder.load(weights)
@@ -93,6 +96,21 @@ class VisionEncoder(nn.Module, ABC):
             f"encoder {cls.__module__}:{cls.__name__} states no tiny twin; give it a classmethod "
             "tiny_options that returns its options at a tiny size"
         )
+
+    def check_views(self) -> None:
+        """Refuse a layout whose views the tower cannot take.
+
+        Raises:
+            UsageError: Views of another size than the encoder's own.
+        """
+        side = self.spec.image_size
+        views = self.spec.views((2 * side, side))
+        if not self.any_grid and any((view.height, view.width) != (side, side) for view in views):
+            raise UsageError(
+                f"encoder {self.family!r} takes views of {side}x{side} pixels and layout "
+                f"{self.spec.layout!r} makes others; use a layout of such squares (crop, pad, anyres, "
+                "tiles, ...), or an encoder of any grid (dinov2, dinov3, siglip2_naflex, vit)"
+            )
 
     @abstractmethod
     def load(self, weights: str) -> None:

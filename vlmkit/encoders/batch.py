@@ -16,6 +16,7 @@ from torch import Tensor
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import VlmkitError
 from vlmkit.layouts import View
+from vlmkit_connectors import VisionFeatures
 
 CHANNELS = 3
 
@@ -76,6 +77,41 @@ def pixel_batch(spec: VisionSpec, images: Sequence[Image.Image]) -> PixelBatch:
     return PixelBatch.of(torch.cat(pixels), [view for view, _ in owned], [i for _, i in owned])
 
 
+def by_size(batch: PixelBatch) -> list[tuple[list[int], PixelBatch]]:
+    """The views of each size on their own: their indices, and a batch in which each is an image."""
+    sizes = list(map(tuple, batch.sizes_I2.tolist()))
+    if len(set(sizes)) == 1:
+        return [(list(range(len(sizes))), batch)]
+    views, parts = batch.views(), []
+    for size in dict.fromkeys(sizes):
+        same = [i for i, other in enumerate(sizes) if other == size]
+        pixels_N = torch.cat([views[i].flatten() for i in same])
+        meta = batch.sizes_I2[same], batch.grids_I2[same], torch.arange(len(same))
+        parts.append((same, PixelBatch(pixels_N, *meta)))
+    return parts
+
+
+def joined(parts: Sequence[tuple[list[int], VisionFeatures]], batch: PixelBatch) -> VisionFeatures:
+    """What an encoder saw in the parts of `by_size`, in the order of the batch."""
+    if len(parts) == 1:
+        return parts[0][1]
+    patches: dict[int, Tensor] = {}
+    vectors: dict[int, Tensor] = {}
+    for of_views, seen in parts:
+        patches.update(zip(of_views, seen.views(), strict=True))
+        if seen.pooled_BE is not None:
+            vectors.update(zip(of_views, seen.pooled_BE, strict=True))
+    patches_TV = torch.cat([patches[i] for i in range(len(patches))])
+    pooled_BE = torch.stack([vectors[i] for i in _firsts(batch.image_of_view_I)]) if vectors else None
+    return VisionFeatures(patches_TV, batch.grids_I2, batch.image_of_view_I, pooled_BE)
+
+
+def _firsts(image_of_view_I: Tensor) -> list[int]:
+    """Index of each image's first view."""
+    owners = image_of_view_I.tolist()
+    return [i for i, owner in enumerate(owners) if i == 0 or owner != owners[i - 1]]
+
+
 def first_patches(hidden_IPV: Tensor, prefix_tokens: int) -> Tensor:
     """Drop prefix tokens and flatten the views: (I, prefix + patches, V) to (T, V)."""
     return hidden_IPV[:, prefix_tokens:].flatten(0, 1)
@@ -83,6 +119,5 @@ def first_patches(hidden_IPV: Tensor, prefix_tokens: int) -> Tensor:
 
 def first_views(hidden_IPV: Tensor, image_of_view_I: Tensor) -> Tensor:
     """Tokens of each image's first view, which shows the whole image: (I, P, V) to (B, P, V)."""
-    first_I = torch.ones_like(image_of_view_I, dtype=torch.bool)
-    first_I[1:] = image_of_view_I[1:] != image_of_view_I[:-1]
-    return hidden_IPV if bool(first_I.all()) else hidden_IPV[first_I.to(hidden_IPV.device)]
+    firsts = _firsts(image_of_view_I)
+    return hidden_IPV if len(firsts) == len(hidden_IPV) else hidden_IPV[firsts]

@@ -1,65 +1,37 @@
 """Published checkpoints by hub id: what an encoder is built from, so that no configuration is downloaded.
 
-The numbers are those of the published config.json and preprocessor_config.json, for SigLIP, SigLIP 2 and
-DINOv2 as the conversion scripts of transformers write them (`models/*/convert_*_to_hf.py`). What a family's
-constructor has as default (mean, deviation, activation, ...) is not repeated. Loading weights compares the
-shape of every tensor with them. No torch.
+The numbers are those of the published config.json and preprocessor_config.json, for all but CLIP as the
+conversion scripts of transformers write them (`models/*/convert_*`). What a family's constructor has as
+default (mean, deviation, activation, ...) is not repeated. Loading weights compares the shape of every tensor
+with them. Towers without a text half are in `known_towers.py`. No torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlmkit.encoders.known_native import KNOWN_NATIVE
+from vlmkit.encoders.known_towers import TOWERS, Known, size
 from vlmkit.errors import UsageError
 
-
-@dataclass(frozen=True)
-class Known:
-    """A published checkpoint.
-
-    Attributes:
-        family: The encoder that takes it.
-        arguments: What it states of that encoder's constructor arguments.
-        text: Whether its text half shares the retrieval space.
-    """
-
-    family: str
-    arguments: dict[str, Any]
-    text: bool = True
+BASE, LARGE, SO400M = size(768, 3072, 12, 12), size(1024, 4096, 24, 16), size(1152, 4304, 27, 16)
 
 
-def _size(width: int, hidden: int, depth: int, heads: int) -> dict[str, Any]:
-    return {
-        "hidden_size": width, "intermediate_size": hidden, "num_hidden_layers": depth,
-        "num_attention_heads": heads,
-    }  # fmt: skip
-
-
-BASE, LARGE, SO400M = _size(768, 3072, 12, 12), _size(1024, 4096, 24, 16), _size(1152, 4304, 27, 16)
-
-
-def _clip(size: dict[str, Any], side: int, patch: int, embed_dim: int) -> Known:
+def _clip(shape: dict[str, Any], side: int, patch: int, embed_dim: int) -> Known:
     return Known(
         "clip",
-        {"vision_config": {**size, "image_size": side, "patch_size": patch, "projection_dim": embed_dim}},
+        {"vision_config": {**shape, "image_size": side, "patch_size": patch, "projection_dim": embed_dim}},
     )
 
 
-def _siglip(size: dict[str, Any], side: int, patch: int, resample: str) -> Known:
-    config = {**size, "image_size": side, "patch_size": patch}
+def _siglip(shape: dict[str, Any], side: int, patch: int, resample: str) -> Known:
+    config = {**shape, "image_size": side, "patch_size": patch}
     return Known("siglip", {"vision_config": config, "resample": resample})
 
 
-def _naflex(size: dict[str, Any]) -> Known:
-    return Known("siglip2_naflex", {"vision_config": {**size, "patch_size": 16, "num_patches": 256}})
-
-
-def _dinov2(width: int, depth: int, heads: int, registers: int) -> Known:
-    config = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
-    config |= {"image_size": 518, "patch_size": 14, "num_register_tokens": registers}
-    return Known("dinov2", {"vision_config": config, "image_size": 224, "shortest_edge": 256}, text=False)
+def _naflex(shape: dict[str, Any]) -> Known:
+    return Known("siglip2_naflex", {"vision_config": {**shape, "patch_size": 16, "num_patches": 256}})
 
 
 KNOWN: dict[str, Known] = {
@@ -75,12 +47,8 @@ KNOWN: dict[str, Known] = {
     "google/siglip2-so400m-patch16-384": _siglip(SO400M, 384, 16, "bilinear"),
     "google/siglip2-base-patch16-naflex": _naflex(BASE),
     "google/siglip2-so400m-patch16-naflex": _naflex(SO400M),
-    "facebook/dinov2-small": _dinov2(384, 12, 6, 0),
-    "facebook/dinov2-base": _dinov2(768, 12, 12, 0),
-    "facebook/dinov2-large": _dinov2(1024, 24, 16, 0),
-    "facebook/dinov2-with-registers-small": _dinov2(384, 12, 6, 4),
-    "facebook/dinov2-with-registers-base": _dinov2(768, 12, 12, 4),
-    "facebook/dinov2-with-registers-large": _dinov2(1024, 24, 16, 4),
+    **TOWERS,
+    **{name: Known(family, arguments, text=False) for name, (family, arguments) in KNOWN_NATIVE.items()},
 }
 
 

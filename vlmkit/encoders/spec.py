@@ -90,16 +90,13 @@ class VisionSpec:
         return self.width * len(self.rule.scales)
 
     def at(self, level: int) -> Layout:
-        """The layout made smaller `level` times (see `Layout.smaller`), to keep a token budget.
-
-        Raises:
-            UsageError: It cannot be made that small.
-        """
-        rule: Layout | None = self.rule
+        """The layout made smaller up to `level` times to keep a token budget, see `Layout.smaller`."""
+        rule = self.rule
         for _ in range(level):
-            rule = rule and rule.smaller(self.frame)
-        if rule is None:
-            raise UsageError(f"layout {self.layout!r} cannot be made smaller {level} times")
+            smaller = rule.smaller(self.frame)
+            if smaller is None:
+                break
+            rule = smaller
         return rule
 
     def views(self, image_size: tuple[int, int], level: int = 0) -> tuple[View, ...]:

@@ -1,6 +1,6 @@
 """What every adapter of a `transformers` vision tower does: options to a configuration, blocks to features.
 
-Shapes: I views, P prefix + patches, V width.
+Shapes: I views, P prefix + patches, V width. See `hf.py` for the adapters' base.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from vlmkit.encoders.known import known_arguments, known_ids
 from vlmkit.errors import UsageError, VlmkitError, unknown_name
 
 # Fields that older transformers read where they are stored, without a default of their own.
-ABSENT = {"vision_use_head": True}
+ABSENT = {"vision_use_head": True, "num_register_tokens": 0}
+SIDES = ("image_size", "patch_size")
 
 
 def resolve_options(
@@ -71,8 +72,16 @@ def wrong_model(family: str, weights: str, found: str) -> VlmkitError:
 
 
 def stated(config: Any, keys: Sequence[str]) -> dict[str, Any]:
-    """The fields of a configuration that make a module."""
-    return {key: getattr(config, key, ABSENT[key]) if key in ABSENT else getattr(config, key) for key in keys}
+    """The fields of a configuration that make a module, as JSON has them; a square is stated by its side."""
+    found = {k: getattr(config, k, ABSENT[k]) if k in ABSENT else getattr(config, k) for k in keys}
+    return {key: _plain(key, value) for key, value in found.items()}
+
+
+def _plain(key: str, value: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        return value
+    square = key in SIDES and len(value) == 2 and value[0] == value[1]
+    return value[0] if square else list(value)
 
 
 def tower_config(family: str, cls: Any, keys: Sequence[str], given: Mapping[str, Any] | None) -> Any:
@@ -89,7 +98,7 @@ def tower_config(family: str, cls: Any, keys: Sequence[str], given: Mapping[str,
         if key not in keys:
             raise unknown_name(f"{family} vision_config field", key, keys)
     try:
-        config = cls(**given)
+        config = cls(**{key: _plain(key, value) for key, value in given.items()})
     except StrictDataclassError as error:
         raise UsageError(f"{family}: vision_config does not fit: {' '.join(str(error).split())}") from error
     _check_config(family, config)
@@ -97,19 +106,27 @@ def tower_config(family: str, cls: Any, keys: Sequence[str], given: Mapping[str,
 
 
 def _check_config(family: str, config: Any) -> None:
-    for name in ("image_size", "patch_size"):
-        size = getattr(config, name, 1)
+    for name, size in stated(config, [name for name in SIDES if hasattr(config, name)]).items():
         if not isinstance(size, int) or size < 1:
             raise UsageError(
                 f"{family}: found {name} {size}; give a whole number: patches and views are square"
             )
-    if config.num_attention_heads < 1 or config.hidden_size % config.num_attention_heads:
-        raise UsageError(
-            f"{family}: vision_config does not fit: hidden_size {config.hidden_size} is not a multiple of "
-            f"num_attention_heads {config.num_attention_heads}"
-        )
+    for width, heads in _attention(config):
+        if heads < 1 or width % heads:
+            raise UsageError(
+                f"{family}: vision_config does not fit: hidden_size {width} is not a multiple of "
+                f"num_attention_heads {heads}"
+            )
     if config.hidden_act not in ACT2FN:
         raise unknown_name(f"{family} hidden_act", config.hidden_act, ACT2FN)
+
+
+def _attention(config: Any) -> list[tuple[int, int]]:
+    """Width and heads of each stage of a tower; none of a convolutional one."""
+    heads = getattr(config, "num_attention_heads", [])
+    if isinstance(heads, int):
+        return [(config.hidden_size, heads)]
+    return [(config.embed_dim * 2**stage, number) for stage, number in enumerate(heads)]
 
 
 def rgb(family: str, name: str, values: Sequence[float]) -> tuple[float, float, float]:

@@ -4,7 +4,8 @@ The convolutional stem follows Xiao et al. 2021 (https://arxiv.org/abs/2106.1488
 norm, so that a loss does not depend on how a batch is split; MAP pooling is the attention head of Zhai et al.
 2022 (https://arxiv.org/abs/2106.04560).
 
-Shapes: I views, B images, N patches, P prefix + patches, V width, C H W a view's pixels.
+Shapes: I views, B images, N patches, P prefix + patches of a view, T those of all views, V width, D width of
+a head, C H W a view's pixels. Blocks take (I, P, V), or (T, V) for views of several sizes.
 """
 
 from __future__ import annotations
@@ -52,35 +53,32 @@ class ConvStem(nn.Module):
         return patches_IVN.transpose(1, 2)
 
 
-class Block(nn.Module):
-    """Pre-norm attention and MLP."""
+def norm_layer(kind: str, width: int, eps: float) -> nn.Module:
+    """Layer norm, or with `rms` the norm without mean and bias of Zhang & Sennrich 2019."""
+    return nn.RMSNorm(width, eps) if kind == "rms" else nn.LayerNorm(width, eps)
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1 = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width)
-        hidden = int(width * mlp_ratio)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
-    def forward(self, x_IPV: Tensor) -> Tensor:
-        """Shape is kept."""
-        x_IPV = x_IPV + self._attend(self.norm1(x_IPV))
-        x_IPV = x_IPV + self.mlp(self.norm2(x_IPV))
-        return x_IPV
+class Gate(nn.Module):
+    """The gate of SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202): (..., 2 H) to (..., H).
 
-    def _attend(self, x_IPV: Tensor) -> Tensor:
-        views, tokens, width = x_IPV.shape
-        q, k, v = self.qkv(x_IPV).view(views, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(views, tokens, width)
-        attended: Tensor = self.proj(mixed)
-        return attended
+    The first half, through SiLU, weighs the second one.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Halves of the last dimension."""
+        gate, up = x.chunk(2, -1)
+        return F.silu(gate) * up
+
+
+def mlp_layers(kind: str, width: int, hidden: int) -> nn.Sequential:
+    """An MLP of `hidden` channels, with exact GELU or as SwiGLU."""
+    if kind == "swiglu":
+        return nn.Sequential(nn.Linear(width, 2 * hidden), Gate(), nn.Linear(hidden, width))
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
 
 class MapHead(nn.Module):
-    """Multi-head attention pooling: one learned query looks at all tokens, then an MLP."""
+    """Multi-head attention pooling: one learned query looks at all patches, then an MLP."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -98,11 +96,11 @@ class MapHead(nn.Module):
         """The query from a normal distribution of deviation 0.02."""
         nn.init.trunc_normal_(self.query, std=INIT_STD)
 
-    def forward(self, tokens_BPV: Tensor) -> Tensor:
-        """(B, P, V) to (B, V)."""
-        batch, tokens, width = tokens_BPV.shape
+    def forward(self, patches_BNV: Tensor) -> Tensor:
+        """(B, N, V) to (B, V)."""
+        batch, patches, width = patches_BNV.shape
         q = self.q(self.query).expand(batch, -1, -1).view(batch, 1, self.heads, -1).transpose(1, 2)
-        k, v = self.kv(tokens_BPV).view(batch, tokens, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        k, v = self.kv(patches_BNV).view(batch, patches, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         pooled = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, width))
         pooled_BV: Tensor = pooled + self.mlp(self.norm(pooled))
         return pooled_BV

@@ -7,15 +7,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlmkit.errors import UsageError, unknown_name
+from vlmkit.layouts.anyres import AnyRes, AnyResMax
 from vlmkit.layouts.base import Alone, Frame, Layout, Mosaic, Piece, Size, View
+from vlmkit.layouts.longest import Longest
 from vlmkit.layouts.native import Native
-from vlmkit.layouts.one_view import Crop, Pad, Square
+from vlmkit.layouts.one_view import Crop, Letterbox, Pad, Square
+from vlmkit.layouts.qwen import Qwen
+from vlmkit.layouts.scales import Scales
+from vlmkit.layouts.split import Split
+from vlmkit.layouts.tiles import Tiles
 
 LAYOUTS: dict[str, type[Layout]] = {
     "square": Square,
     "crop": Crop,
     "pad": Pad,
+    "letterbox": Letterbox,
     "native": Native,
+    "anyres": AnyRes,
+    "anyres_max": AnyResMax,
+    "tiles": Tiles,
+    "split": Split,
+    "scales": Scales,
+    "longest": Longest,
+    "qwen": Qwen,
 }
 
 

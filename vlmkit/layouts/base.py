@@ -80,6 +80,7 @@ class Mosaic:
         rows, cols: Tiles below and beside each other.
         image_size: (width, height) of the image whose proportions the cut keeps.
         max_tiles: The grid is scaled down to about as many tokens as this many tiles have; 0 for never.
+        newline: Whether one newline token ends each row.
     """
 
     first: int
@@ -87,6 +88,7 @@ class Mosaic:
     cols: int
     image_size: Size
     max_tiles: int = 0
+    newline: bool = True
 
 
 Piece = Alone | Mosaic
@@ -102,6 +104,8 @@ class Layout(ABC):
     summary: ClassVar[str]
     # One number a scale; the features of several scales are joined channel by channel (see `scales.py`).
     scales: tuple[int, ...] = (1,)
+    # Whether a learned newline token is part of what `pieces` states.
+    newline: bool = False
 
     @abstractmethod
     def views(self, image_size: Size, frame: Frame) -> tuple[View, ...]:
@@ -125,7 +129,10 @@ class Layout(ABC):
         return self.views(image_size, frame)
 
     def pieces(self, image_size: Size, frame: Frame) -> tuple[Piece, ...]:
-        """How the tokens of `features` enter the sequence: by default view after view."""
+        """How the tokens of `features` enter the sequence: by default view after view.
+
+        A view that no piece names is encoded for the retrieval vector alone.
+        """
         return tuple(Alone(i) for i in range(len(self.features(image_size, frame))))
 
     def smaller(self, frame: Frame) -> Self | None:

@@ -42,12 +42,9 @@ class Crop(OneSquare):
         self, image: Image.Image, frame: Frame, resample: Image.Resampling, fill: Fill
     ) -> list[Image.Image]:
         """See `Layout.pictures`."""
-        w, h = image.size
-        short, edge, side = min(w, h), frame.shortest_edge or frame.side, frame.side
-        # The longer edge is truncated, as in transformers' get_resize_output_image_size.
-        size = (edge, int(edge * h / short)) if w <= h else (int(edge * w / short), edge)
-        image = image.resize(size, resample)
-        left, top = (size[0] - side) // 2, (size[1] - side) // 2
+        side = frame.side
+        image = shortest_to(image, frame.shortest_edge or side, resample)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
         return [image.crop((left, top, left + side, top + side))]
 
 
@@ -68,3 +65,36 @@ class Pad(OneSquare):
             square.paste(image, ((edge - w) // 2, (edge - h) // 2))
             image = square
         return [image.resize((frame.side, frame.side), resample)]
+
+
+@dataclass(frozen=True)
+class Letterbox(OneSquare):
+    """Pad both sides by half of the difference, truncated, then as `crop`; Prismatic's `letterbox`.
+
+    Where width and height differ by an even number this is `pad`. With an odd difference the canvas
+    is one pixel short of a square: it is resized by its shorter edge, and the longer one is cut at both ends.
+    A picture of 2 x 1 pixels is cut, not padded. Karamcheti et al. 2024, https://arxiv.org/abs/2402.07865,
+    TRI-ML/prismatic-vlms `LetterboxPad`.
+    """
+
+    summary: ClassVar[str] = "pad both sides alike with the mean colour, then crop (Prismatic)"
+
+    def pictures(
+        self, image: Image.Image, frame: Frame, resample: Image.Resampling, fill: Fill
+    ) -> list[Image.Image]:
+        """See `Layout.pictures`."""
+        w, h = image.size
+        right, down = (max(w, h) - w) // 2, (max(w, h) - h) // 2
+        canvas = Image.new("RGB", (w + 2 * right, h + 2 * down), fill)
+        canvas.paste(image, (right, down))
+        canvas = shortest_to(canvas, frame.side, resample)
+        # torchvision's CenterCrop rounds half to even, transformers' truncates.
+        left, top = (round((edge - frame.side) / 2) for edge in canvas.size)
+        return [canvas.crop((left, top, left + frame.side, top + frame.side))]
+
+
+def shortest_to(image: Image.Image, edge: int, resample: Image.Resampling) -> Image.Image:
+    """Bring the shorter edge to `edge`; the longer is truncated, as in transformers and torchvision."""
+    w, h = image.size
+    short = min(w, h)
+    return image.resize((int(edge * w / short), int(edge * h / short)), resample)

@@ -197,10 +197,10 @@ def _step(
 
 
 def _counts(batches: list[Batch]) -> Values:
-    """What this process worked on: tokens of all rows, and views of all images."""
+    """What this process worked on: tokens of all rows, and images."""
     tokens = sum(int((b.branches_BL >= 0).sum()) for b in batches if b.branches_BL is not None)
-    views = sum(int((b.view_images >= 0).sum()) for b in batches if b.view_images is not None)
-    return {"tokens": tokens, "images": views}
+    images = sum(int((b.image_sizes[..., 0] > 0).sum()) for b in batches if b.image_sizes is not None)
+    return {"tokens": tokens, "images": images}
 
 
 def _global_weights(

@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from vlmkit.data.batch import Batch
+from vlmkit.data.batch import Batch, listed_images, numbers_of
 from vlmkit.objectives import IGNORE, ContrastiveHead, caption_targets, objective_weights, token_loss
 from vlmkit.recipe import Stage
 from vlmkit.train.stage import PARTS, part_module
@@ -48,24 +48,27 @@ class StageModule(nn.Module):
     def _features(self, batch: Batch) -> list[VisionFeatures] | None:
         if batch.pixel_values is None:
             return None
-        assert batch.view_images is not None and batch.view_grids is not None
-        return self.vlm.encode_images(batch.pixel_values, batch.view_images, batch.view_grids)
+        assert batch.image_sizes is not None
+        return self.vlm.encode_images(batch.pixel_values, batch.image_sizes)
 
     def _dummy_features(self) -> list[VisionFeatures]:
         """Of one black image."""
-        spec, device = self.vlm.spec, self.vlm.device
-        views = spec.views((spec.image_size, spec.image_size))
-        pixels = torch.zeros(1, len(views), 3, spec.image_size, spec.image_size, device=device)
-        grids = torch.tensor([[(view.rows, view.cols) for view in views]], device=device)
-        return self.vlm.encode_images(pixels, torch.zeros_like(grids[..., 0]), grids)
+        return self.vlm.encode_images(*self._dummy_image())
+
+    def _dummy_image(self) -> tuple[Tensor, Tensor]:
+        specs, device = self.vlm.specs, self.vlm.device
+        side = specs[0].image_size
+        numbers = sum(numbers_of(spec, (side, side, 0)) for spec in specs)
+        return torch.zeros(1, numbers, device=device), torch.tensor([[[side, side, 0]]])
 
     def _next_token(
         self, batch: Batch, images: list[VisionFeatures] | None, features: list[VisionFeatures]
     ) -> tuple[Tensor, Tensor]:
         assert batch.input_ids_BL is not None and batch.labels_BL is not None and batch.weights_BL is not None
-        embeds_BLD = self.vlm.embed(batch.input_ids_BL, images, batch.view_images)
+        embeds_BLD = self.vlm.embed(batch.input_ids_BL, images, batch.image_sizes)
         if images is None:
-            embeds_BLD = embeds_BLD + 0.0 * self.vlm.connector(features).tokens_ND.sum().to(embeds_BLD)
+            run_ND = self.vlm.image_tokens(features, self._dummy_image()[1])[0]
+            embeds_BLD = embeds_BLD + 0.0 * run_ND.sum().to(embeds_BLD)
         placed = {"position_ids": batch.positions_BL, "use_cache": False}
         logits_BLW = self.vlm.decode(embeds_BLD, batch.branches_BL, **placed).logits
         return token_loss(logits_BLW, batch.labels_BL, batch.weights_BL)
@@ -129,8 +132,8 @@ def batch_weight(objective: str, batch: Batch) -> float:
 
 def captioned_rows(batch: Batch) -> tuple[list[int], list[int]]:
     """Rows that have an image and a caption, and the number of each one's first image in the batch."""
-    if batch.view_images is None:
+    if batch.image_sizes is None:
         return [], []
-    images = (batch.view_images.amax(1) + 1).tolist()
+    images = [len(row) for row in listed_images(batch.image_sizes)]
     rows = [row for row, own in enumerate(batch.captions) if own and images[row]]
     return rows, [sum(images[:row]) for row in rows]

@@ -175,7 +175,8 @@ def _stage_data(recipe: Recipe, stage: Stage, model: VLM) -> StageData:
         max_length=stage.max_length,
     )
     wants_text = any(objective.tokens for objective in needs)
-    collate = Collator(processor.spec, text if wants_text else None, stage.hflip, recipe.seed)
+    rules = text if wants_text else None
+    collate = Collator(processor.specs, rules, stage.hflip, recipe.seed, processor.fit)
     return StageData(samples, collate, recipe.seed)
 
 

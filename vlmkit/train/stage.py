@@ -41,7 +41,7 @@ def part_module(model: VLM, part: PartName) -> nn.Module:
     """The module behind a part's name."""
     modules: dict[PartName, nn.Module] = {
         "encoder": model.encoders,
-        "connector": model.connector,
+        "connector": nn.ModuleList([model.connector, model.splice]),
         "llm": model.language_model,
     }
     return modules[part]

@@ -1,0 +1,108 @@
+"""Several encoders on one image: channels joined, tokens interleaved, or one group of tokens after another.
+
+Shapes: T patches of all views, V vision width, N image tokens, D width of the language model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlmkit_connectors.base import Connector, Grid, ImageTokens, VisionFeatures
+
+
+def resample(features: VisionFeatures, like: VisionFeatures) -> VisionFeatures:
+    """Bring the grids of one encoder to those of another that sees the same views.
+
+    Bilinear, pixel centres aligned as for images, antialiased where a grid shrinks; equal grids pass through.
+
+    Raises:
+        ValueError: The encoders see different views.
+    """
+    if features.grids == like.grids:
+        return features
+    if features.image_of_view_I.tolist() != like.image_of_view_I.tolist():
+        raise ValueError(
+            f"fused encoders need the same views, found {_brief(like)} and {_brief(features)}; give all "
+            "encoders the same layout and options, or use fusion: groups"
+        )
+    pairs = zip(features.views(), features.grids, like.grids, strict=True)
+    patches_TV = torch.cat([_resize(view, grid, wanted) for view, grid, wanted in pairs])
+    return VisionFeatures(patches_TV, like.grids_I2, like.image_of_view_I, features.pooled_BE)
+
+
+def _resize(view_TV: Tensor, grid: Grid, wanted: Grid) -> Tensor:
+    """One view's patches on another grid; computed in float32."""
+    if grid == wanted:
+        return view_TV
+    picture_1VRC = view_TV.float().view(1, *grid, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(picture_1VRC, wanted, mode="bilinear", align_corners=False, antialias=True)
+    return resized.flatten(2).squeeze(0).T.to(view_TV.dtype)
+
+
+def concat_encoders(features: Sequence[VisionFeatures]) -> VisionFeatures:
+    """Concatenate the channels of several encoders on the grid of the first; one encoder passes through.
+
+    With DINOv2 and SigLIP this is Prismatic's fused backbone (Karamcheti et al. 2024,
+    https://arxiv.org/abs/2402.07865), which needs equal grids; here others are resampled, see `resample`.
+
+    Raises:
+        ValueError: The encoders see different views.
+    """
+    first = features[0]
+    if len(features) == 1:
+        return first
+    patches = [first.patches_TV, *(resample(other, first).patches_TV for other in features[1:])]
+    return VisionFeatures(torch.cat(patches, dim=-1), first.grids_I2, first.image_of_view_I, first.pooled_BE)
+
+
+class Interleaved(Connector):
+    """A connector for each encoder; their tokens alternate, patch by patch, on the grid of the first encoder.
+
+    Mixture of features as in Tong et al. 2024 (https://arxiv.org/abs/2401.06209).
+
+    Args:
+        members: One connector an encoder, each for one width.
+    """
+
+    def __init__(self, members: Sequence[Connector]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def num_tokens(self, grid: Grid) -> int:
+        """See `Connector.num_tokens`."""
+        return sum(member.num_tokens(grid) for member in self._each())
+
+    def token_grid(self, grid: Grid) -> Grid | None:
+        """See `Connector.token_grid`: a row holds the tokens of all encoders in turn."""
+        own = self._each()[0].token_grid(grid)
+        return own and (own[0], own[1] * len(self.members))
+
+    def forward(self, features: Sequence[VisionFeatures], text: Tensor | None = None) -> ImageTokens:
+        """See `Connector.forward`."""
+        seen = [features[0], *(resample(other, features[0]) for other in features[1:])]
+        tokens = [member([own], text) for member, own in zip(self._each(), seen, strict=True)]
+        alternating_ND = torch.stack([t.tokens_ND for t in tokens], dim=1).flatten(0, 1)
+        return ImageTokens(alternating_ND, tuple(len(tokens) * count for count in tokens[0].counts))
+
+    def _each(self) -> list[Connector]:
+        return [member for member in self.members if isinstance(member, Connector)]
+
+
+class Groups(nn.ModuleList):
+    """A connector for each encoder; an image's tokens of one encoder follow those of the one before.
+
+    Each encoder keeps its own layout and grids, so this is no `Connector` for one grid.
+    """
+
+    def each(self) -> list[Connector]:
+        """The connectors, one an encoder."""
+        return [member for member in self if isinstance(member, Connector)]
+
+
+def _brief(features: VisionFeatures) -> str:
+    shapes = sorted({f"{rows}x{cols}" for rows, cols in features.grids})
+    return f"{len(features.grids)} views of {', '.join(shapes)}"

@@ -1,0 +1,83 @@
+"""Counted tokens are produced tokens: every layout, six encoders, random sizes."""
+
+import random
+
+import pytest
+import torch
+from PIL import Image
+
+from vlmkit.data.batch import image_tensors, row_images
+from vlmkit.encoders import encoder_class
+from vlmkit.layouts import LAYOUTS
+
+# Layouts whose views have other sizes than the encoder's own side, for encoders that take any grid.
+FREE = {
+    "native": {"max_patches": 24},
+    "qwen": {"min_pixels": 64, "max_pixels": 2400},
+    "longest": {"longest_edge": 48},
+}
+OPTIONS = {"anyres_max": {"max_tiles": 2}, "tiles": {"max_tiles": 6}, **FREE}
+SIZE = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 4, "image_size": 8}
+WITH_MLP = {**SIZE, "intermediate_size": 16}
+ENCODERS = {
+    "clip": {"vision_config": {**WITH_MLP, "projection_dim": 4}},
+    "siglip": {"vision_config": WITH_MLP},
+    "dinov2": {"vision_config": SIZE},
+    "dinov3": {"vision_config": {**WITH_MLP, "num_register_tokens": 2}},
+    "vit": {"image_size": 8, "patch_size": 4, "width": 8, "depth": 2, "heads": 2, "positions": "sincos_2d"},
+    "siglip2_naflex": {
+        "vision_config": {k: v for k, v in WITH_MLP.items() if k != "image_size"} | {"num_patches": 4}
+    },
+}
+FAST, ALL = 40, 1000
+CHUNK = 50
+
+
+CASES = [
+    pytest.param(encoder, layout, id=f"{encoder}-{layout}")
+    for encoder in ENCODERS
+    for layout in LAYOUTS
+    if layout not in FREE or encoder_class(encoder).any_grid
+]
+
+
+def mismatches(model, sizes):
+    """How many images give another number of tokens than was counted."""
+    wrong = 0
+    for start in range(0, len(sizes), CHUNK):
+        some = sizes[start : start + CHUNK]
+        rows = [row_images([Image.new("RGB", size, "red")], [(*size, 0)], model.specs) for size in some]
+        tensors = image_tensors(rows)
+        with torch.no_grad():
+            runs = model.image_tokens(model.encode_images(**tensors), tensors["image_sizes"])
+        wrong += sum(len(run) != model.count_tokens(size) for run, size in zip(runs, some, strict=True))
+    return wrong
+
+
+def draw_sizes(number):
+    """Up to 200 times as long as wide: more is refused by the layout `qwen`, as by its reference."""
+    draw, sizes = random.Random(number), []
+    while len(sizes) < number:
+        size = draw.randint(1, 400), draw.randint(1, 400)
+        sizes += [size] * (max(size) <= 200 * min(size))
+    return sizes
+
+
+@pytest.fixture(scope="module")
+def build(tiny_vlm):
+    def make(encoder, layout):
+        stated = {"type": layout, **OPTIONS.get(layout, {})}
+        return tiny_vlm(encoder={"type": encoder, **ENCODERS[encoder], "layout": stated})
+
+    return make
+
+
+@pytest.mark.parametrize(("encoder", "layout"), CASES)
+def test_no_mismatch(build, encoder, layout):
+    assert mismatches(build(encoder, layout), draw_sizes(FAST)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("encoder", "layout"), CASES)
+def test_no_mismatch_in_a_thousand_sizes(build, encoder, layout):
+    assert mismatches(build(encoder, layout), draw_sizes(ALL)) == 0

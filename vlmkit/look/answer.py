@@ -1,0 +1,145 @@
+"""Which image tokens an answer's token looked at, inside the language model.
+
+Shapes: L tokens of the prompt and the answer so far, H heads, N image tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vlmkit import inference
+from vlmkit.errors import UsageError
+from vlmkit.look.capture import attention_of
+from vlmkit.look.scene import NotPossible
+from vlmkit.vlm import VLM
+from vlmkit_connectors import Grid, MLPConnector
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Where the language model looked when it chose one token of its answer.
+
+    Attributes:
+        answer: The whole answer.
+        token: The chosen token as text.
+        number, tokens: Its number in the answer, from 1, and how many there are.
+        layer, layers: The layer that is shown, from 1, and how many there are.
+        heads: Number of heads that the mean is taken over.
+        maps: For each view of each image, probabilities on the grid of its tokens.
+        cells: Side of the patches behind one token, in patches, one for all.
+        share: What all image tokens get together; the rest goes to text.
+    """
+
+    answer: str
+    token: str
+    number: int
+    tokens: int
+    layer: int
+    layers: int
+    heads: int
+    maps: tuple[Floats, ...]
+    cells: int
+    share: float
+
+
+@torch.no_grad()
+def looked_at(
+    model: VLM, images: Sequence[Image.Image], question: str, number: int = 1, layer: int | None = None
+) -> Looked:
+    """Answer a question, then read the attention by which one token of the answer was chosen.
+
+    That is the attention *from* the last token before it: there the model decides what comes next.
+
+    Args:
+        model: In evaluation mode.
+        images: One or more.
+        question: About them.
+        number: Of the answer's token, from 1; a token that ends the answer counts.
+        layer: Of the language model, from 1; None for the middle one, the upper of two.
+
+    Raises:
+        UsageError: There is no such token or layer.
+        NotPossible: The language model's attention, or the places of the image tokens, cannot be read.
+    """
+    cells, grids = token_grids(model, images)
+    inputs = inference.model_inputs(model, [inference.question(images, question)])
+    prompt = inputs["input_ids"].shape[1]
+    written = model.generate(**inputs, **inference.DEFAULTS)[0]
+    answer = written[prompt:]
+    texts = [model.processor.tokenizer.decode([int(i)]) for i in answer]
+    if not 1 <= number <= len(answer):
+        listed = ", ".join(f"{i} {text!r}" for i, text in enumerate(texts, start=1))
+        raise UsageError(f"the answer has no token {number}; its tokens are: {listed}")
+    before_1L = written[None, : prompt + number - 1]
+    grown = torch.ones_like(before_1L)
+    grown[:, :prompt] = inputs["attention_mask"]
+    chosen = {"input_ids": before_1L, "attention_mask": grown}
+    last_HL, layer, layers = _last_row(model, {**inputs, **chosen}, layer)
+    mean_N = last_HL.mean(dim=0)[before_1L[0] == model.config.image_token_id].cpu().numpy()
+    text = model.processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
+    maps = deal(mean_N, grids)
+    found = (text, texts[number - 1], number, len(answer), layer, layers, len(last_HL))
+    return Looked(*found, maps, cells, float(mean_N.sum()))
+
+
+def _last_row(model: VLM, inputs: dict[str, Tensor], layer: int | None) -> tuple[Tensor, int, int]:
+    """Probabilities (H, L) of the last token's query in a layer, that layer, and how many there are."""
+    length = inputs["input_ids"].shape[1]
+    # Eager attention is not one call, but hands its probabilities out; other kinds do not.
+    kind = model.language_model.config._attn_implementation
+    with attention_of(model.language_model) as calls:
+        output = model(**inputs, use_cache=False, output_attentions=kind == "eager")
+    rows = [c.probabilities(slice(-1, None))[0, :, 0] for c in calls if c.tokens == (length, length)]
+    if kind == "eager" and output.attentions:
+        rows = [own[0, :, -1].float() for own in output.attentions]
+    if not rows:
+        raise NotPossible(
+            f"the language model's attention ({kind!r}) cannot be read; load it with 'sdpa' or 'eager'"
+        )
+    layer = len(rows) // 2 + 1 if layer is None else layer
+    if not 1 <= layer <= len(rows):
+        raise UsageError(f"the language model has no attention layer {layer}; it has 1 to {len(rows)}")
+    return rows[layer - 1], layer, len(rows)
+
+
+def token_grids(model: VLM, images: Sequence[Image.Image]) -> tuple[int, list[Grid]]:
+    """Patches along the edge of one image token, and the grid of tokens of each view.
+
+    Raises:
+        NotPossible: The tokens have no places of their own, or tiles are put together before they enter.
+    """
+    connector = model.connector
+    if not isinstance(connector, MLPConnector):
+        raise NotPossible(
+            f"image tokens of connector {type(connector).__name__} have no place in the image; mlp's have"
+        )
+    views = [view for image in images for view in model.spec.views(image.size)]
+    if any(view.role == "tile" for view in views):
+        raise NotPossible("the order in which the tokens of tiles enter the language model is not known here")
+    pool = connector.pool
+    return pool, [(-(-view.rows // pool), -(-view.cols // pool)) for view in views]
+
+
+def deal(values_N: Floats, grids: Sequence[Grid]) -> tuple[Floats, ...]:
+    """Image tokens in the order of the sequence to the grids of their views.
+
+    Raises:
+        NotPossible: There are more or fewer tokens than the grids have.
+    """
+    counts = [rows * cols for rows, cols in grids]
+    if sum(counts) != len(values_N):
+        raise NotPossible(
+            f"the image has {len(values_N)} tokens and its views have {sum(counts)}: other tokens, such as "
+            "separators, are among them, and their places are not known here"
+        )
+    ends = np.cumsum(counts)
+    return tuple(values_N[end - n : end].reshape(grid) for end, n, grid in zip(ends, counts, grids))
