@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.batch import PixelBatch, pixel_batch
-from vlmkit.errors import UsageError
+from vlmkit.errors import VlmkitError
 from vlmkit.testing.report import Outcome, judged, skipped
 from vlmkit.testing.subject import Subject, look, photos
 from vlmkit.testing.twin import gap, picture, sizes
@@ -69,8 +69,7 @@ def _wrong_grids(encoder: VisionEncoder, number: int) -> list[str]:
 
 def order(subject: Subject) -> Outcome:
     """Noise on the pixels of a patch changes the token at its place, row by row, more than one elsewhere."""
-    # Which token is which does not depend on weights. What training put where cannot be known, and weights
-    # that matter mix tokens: as initialised, blocks change them little.
+    # Which token is which does not depend on weights, and what training put where cannot be known.
     seen = subject.drawn_anew()
     # A grid that is no square shows rows taken for columns, too.
     encoders = list(dict.fromkeys(e for e in (seen.encoder, oblong(seen)) if e is not None))
@@ -141,13 +140,14 @@ def layer(subject: Subject) -> Outcome:
     taken = [number for number in (FAR, -FAR) if not _refused(subject, number)]
     measured = f"difference of layers 0 and 1: {found:.1e}"
     measured += "" if stated else "; the spec states another"
-    measured += f"; {taken} not refused by a UsageError" if taken else ""
+    measured += f"; {taken} not refused" if taken else ""
     return judged(stated and not taken and found > SEEN, measured, f"> {SEEN:g}")
 
 
 def _refused(subject: Subject, number: int) -> bool:
+    """When it is built or when it sees, with an error for users."""
     try:
-        subject.rebuilt(layer=number)
-    except UsageError:
+        look(subject.rebuilt(layer=number), photos(1))
+    except VlmkitError:
         return True
     return False
