@@ -132,6 +132,12 @@ def test_list_prints_every_table(cli, what):
     assert code == 0 and len(out.splitlines()) >= 2
 
 
+def test_the_encoder_of_a_run_keeps_the_contract(cli):
+    code, out, _ = cli("encoder", "check", "runs/quickstart")
+    assert code == 0, out
+    assert re.search(r"^text\s+passed", out, re.MULTILINE)
+
+
 def test_plan_says_what_trains(cli):
     code, out, _ = cli("plan", "quickstart", "model.connector.pool=1")
     assert code == 0

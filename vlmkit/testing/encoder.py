@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,14 +52,14 @@ def check_encoder(
         built = encoder if isinstance(encoder, VisionEncoder) else _build(encoder, options)
         found = weights or (options or {}).get("weights")
         draft = Subject(built, found, reference, text_reference)
-        subject = Subject(draft.copy().eval().float(), found, reference, text_reference)
+        subject = replace(draft, encoder=draft.copy().eval().float())
         outcomes: dict[str, Outcome] = {}
         for name, check in chosen.items():
             torch.manual_seed(SEED)
             outcomes[name] = _run(check, subject, outcomes)
     rows = [Row(n, CHECKS[n].about, o.status, o.measured, o.limit) for n, o in outcomes.items()]
-    made = "tiny random weights" if isinstance(encoder, type) else "weights as given"
-    return Report(_described(subject, found or made), tuple(rows))
+    source = found or ("tiny random weights" if isinstance(encoder, type) else "weights as given")
+    return Report(_described(subject, source), tuple(rows))
 
 
 def _build(cls: type[VisionEncoder], options: Mapping[str, Any] | None) -> VisionEncoder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.batch import PixelBatch, pixel_batch
-from vlmkit.testing.twin import gap, picture
+from vlmkit.testing.twin import gap, make_weights_matter, picture
 from vlmkit_connectors import VisionFeatures
 
 Vectors = NDArray[np.float32] | Tensor
@@ -56,6 +56,12 @@ class Subject:
         kept = {k: v for k, v in held if k in wanted and wanted[k].shape == v.shape}
         twin.load_state_dict(kept, strict=False)
         return twin
+
+    def drawn_anew(self) -> Subject:
+        """The same architecture with random weights that mix tokens little."""
+        fresh = type(self.encoder)(**self.encoder.config).eval()
+        make_weights_matter(fresh, gain=0.5, moved=0.02)
+        return replace(self, encoder=fresh.to(self.encoder.device, self.encoder.dtype))
 
     def batch(self, images: Sequence[Image.Image]) -> PixelBatch:
         """Preprocessed and where the encoder wants it."""

@@ -9,8 +9,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-GAIN, MOVED = 1.5, 0.3
-
 
 def picture(size: tuple[int, int], seed: int = 0) -> Image.Image:
     """Noise over a gradient, of (width, height) pixels: nowhere flat, nowhere symmetric, always the same."""
@@ -28,7 +26,7 @@ def sizes(number: int, seed: int = 0) -> list[tuple[int, int]]:
 
 
 @torch.no_grad()
-def make_weights_matter(module: nn.Module, seed: int = 0) -> None:
+def make_weights_matter(module: nn.Module, seed: int = 0, gain: float = 1.5, moved: float = 0.3) -> None:
     """Replace an initialisation by weights with which a mistake in any part is seen.
 
     Freshly built towers are nearly the identity: biases are zero, positions small, residual branches scaled
@@ -40,9 +38,9 @@ def make_weights_matter(module: nn.Module, seed: int = 0) -> None:
     for parameter in module.parameters():
         noise = torch.randn(parameter.shape, generator=generator).to(parameter)
         if parameter.ndim > 1 and len(parameter) > 1 and id(parameter) not in tables:
-            parameter.copy_(noise * GAIN * parameter[0].numel() ** -0.5)
+            parameter.copy_(noise * gain * parameter[0].numel() ** -0.5)
         else:
-            parameter.add_(noise * MOVED)
+            parameter.add_(noise * moved)
 
 
 def gap(ours: Tensor, theirs: Tensor) -> float:
