@@ -39,7 +39,8 @@ class TransformersEncoder(VisionEncoder):
 
     Args:
         vision_config: `model_type`, and fields of its configuration; absent ones have its defaults.
-        tokens: What the probe found, so that a saved model needs no probe; absent: it is run.
+        tokens: What the probe found, so that a saved model needs no probe; where it is absent, or of another
+            `image_size` or `layer`, it is run.
         image_size: Side of a view in pixels; absent: the configuration's.
         shortest_edge: What the layout `crop` brings the shorter edge to; 0 for `image_size`.
         layer: An index into the hidden states that the model gives, from the first or (-1) from the last.
@@ -70,10 +71,11 @@ class TransformersEncoder(VisionEncoder):
     ) -> None:
         config = _config(vision_config)
         side = _side(config, image_size)
-        self.found = Found(**tokens) if tokens else find(config, side, layer, pooled)
+        self.found = _known(tokens, side, layer) or find(config, side, layer, pooled)
         views = {"image_size": side, "shortest_edge": shortest_edge, "layer": layer, "layout": layout}
         pixels = {"mean": list(mean), "std": list(std), "resample": resample}
-        made = {"vision_config": _fields(config), "tokens": asdict(self.found), "pooled": pooled}
+        proved = _stored(self.found, side, layer)
+        made = {"vision_config": _fields(config), "tokens": proved, "pooled": pooled}
         super().__init__({**made, **views, **pixels, "leftover": leftover}, None, weights)
         self.pooled, self.leftover = pooled, leftover
         self.spec = VisionSpec(
@@ -101,8 +103,9 @@ class TransformersEncoder(VisionEncoder):
         if resolved.get("tokens") is None:
             config = _config(resolved.get("vision_config"))
             side = _side(config, resolved.get("image_size"))
-            found = find(config, side, resolved.get("layer", -1), resolved.get("pooled", True))
-            resolved["tokens"] = asdict(found)
+            layer = resolved.get("layer", -1)
+            found = find(config, side, layer, resolved.get("pooled", True))
+            resolved["tokens"] = _stored(found, side, layer)
         return resolved
 
     def load(self, weights: str) -> None:
@@ -128,6 +131,18 @@ def find(config: PreTrainedConfig, side: int, layer: int, pooled: bool) -> Found
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(0)
         return probe(_build(config, pooled).eval(), side, layer)
+
+
+def _stored(found: Found, side: int, layer: int) -> dict[str, Any]:
+    """What was proved, and of which views and hidden state."""
+    return {**asdict(found), "side": side, "layer": layer}
+
+
+def _known(tokens: Mapping[str, Any] | None, side: int, layer: int) -> Found | None:
+    """What was proved before; None if it was of other views or another hidden state."""
+    if tokens is None or (tokens["side"], tokens["layer"]) != (side, layer):
+        return None
+    return Found(**{name: value for name, value in tokens.items() if name not in ("side", "layer")})
 
 
 def _build(config: PreTrainedConfig, pooled: bool) -> nn.Module:
