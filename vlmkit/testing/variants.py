@@ -33,6 +33,7 @@ def in_layout(subject: Subject, name: str) -> VisionEncoder | None:
         stated |= {"max_patches": (spec.image_size // spec.patch_size) ** 2}
     try:
         encoder = subject.rebuilt(layout=stated)
+        encoder.check_views()
         for size in PROPORTIONS:
             look(encoder, [picture(size)])
     except (ValueError, RuntimeError, NotImplementedError):
