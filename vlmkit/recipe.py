@@ -163,7 +163,8 @@ class Stage(Frozen):
         eos_weight: Loss weight of the end token of an answer.
         hflip: Probability that an image is mirrored.
         max_length: Longest row in tokens; a longer one is an error.
-        gradient_checkpointing: Compute the language model's activations twice instead of keeping them.
+        gradient_checkpointing: Compute activations twice instead of keeping them, in the language model and
+            in encoders that train.
         workers: Processes that load data; 0 loads in the training process.
         checkpoint_every: Steps between checkpoints; 0 for none.
     """

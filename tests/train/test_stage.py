@@ -108,6 +108,50 @@ def test_frozen_parts_stay_in_eval_mode(tiny_vlm, make_stage):
     assert not any(m.training for part in (model.encoders, model.language_model) for m in part.modules())
 
 
+TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+TOWERS = {
+    "vit": {"image_size": 16, "patch_size": 4, "width": 16, "depth": 3, "heads": 2, "layer": -2},
+    "clip": {"vision_config": {**TOWER, "image_size": 16, "patch_size": 4}, "pooled": False, "layer": -1},
+    "siglip2_naflex": {
+        "vision_config": {**TOWER, "patch_size": 4, "num_patches": 16}, "max_num_patches": 16, "layer": -1,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", TOWERS)
+def test_an_encoder_that_trains_computes_its_activations_twice(
+    tiny_vlm, make_stage, samples, run_steps, monkeypatch, family
+):
+    calls, found = [], {}
+    for twice in (False, True):
+        model = tiny_vlm(encoder={"type": family, **TOWERS[family]})
+        encoder = model.vision_encoder
+        lists = [m for m in encoder.modules() if isinstance(m, torch.nn.ModuleList)]
+        block = type(max(lists, key=len)[0])
+        plain = block.forward
+        count = lambda self, *a, plain=plain, **k: calls.append(1) or plain(self, *a, **k)  # noqa: E731
+        with monkeypatch.context() as patch:
+            patch.setattr(block, "forward", count)
+            torch.manual_seed(0)
+            calls.clear()
+            stage = make_stage(
+                train={"encoder": {"lr": 1e-2}}, steps=2, batch_size=4, gradient_checkpointing=twice
+            )
+            rows = run_steps(model, stage, samples)[-2:]
+        found[twice] = ([row[name] for row in rows for name in ("loss", "grad_norm")], len(calls))
+        finish_stage(model)
+    assert found[True][0] == pytest.approx(found[False][0], abs=1e-6)
+    assert found[True][1] == 2 * found[False][1]
+
+
+def test_an_encoder_that_cannot_says_so(tiny_vlm, make_stage, caplog):
+    options = {"vision_config": {"model_type": "vit_msn", **TOWER, "image_size": 16, "patch_size": 4}}
+    model = tiny_vlm(encoder={"type": "transformers", **options})
+    model.vision_encoder.vision = torch.nn.Sequential(*model.vision_encoder.vision.children())
+    apply_stage(model, make_stage(train={"encoder": {"lr": 1e-2}}, gradient_checkpointing=True))
+    assert "encoder transformers keeps its activations" in caplog.text
+
+
 @pytest.mark.parametrize("lora", [None, {"r": 2}])
 def test_activations_that_are_computed_twice_give_the_same_gradients(
     tiny_vlm, make_stage, samples, run_steps, monkeypatch, lora

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from vlmkit.quantize import parameter_size
 from vlmkit.recipe import Lora, PartName, Stage
 from vlmkit.train.qlora import is_four_bit, merge_four_bits
 from vlmkit.vlm import VLM
+
+logger = logging.getLogger(__name__)
 
 PARTS: tuple[PartName, ...] = ("encoder", "connector", "llm")
 
@@ -53,6 +56,11 @@ def apply_stage(model: VLM, stage: Stage) -> list[PartRow]:
     model.requires_grad_(False)
     if stage.gradient_checkpointing:
         recompute_activations(model.language_model, True)
+        for encoder in model.encoders if "encoder" in stage.train else ():
+            if recomputing(encoder) is None:
+                logger.warning("encoder %s keeps its activations: it cannot compute them again", encoder.name)
+            else:
+                recompute_activations(recomputing(encoder), True)
     for part in PARTS:
         wanted = stage.train.get(part)
         parameters = sum(parameter_size(p) for p in part_module(model, part).parameters())
@@ -97,14 +105,22 @@ def add_lora(model: VLM, lora: Lora) -> None:
     model.language_model = get_peft_model(model.language_model, config)
 
 
-def recompute_activations(language_model: Any, on: bool) -> None:
+def recomputing(encoder: nn.Module) -> Any:
+    """What of an encoder can compute its activations again: itself, its tower of transformers, or None."""
+    for module in (encoder, getattr(encoder, "vision", None)):
+        if hasattr(module, "gradient_checkpointing_enable"):
+            return module
+    return None
+
+
+def recompute_activations(module: Any, on: bool) -> None:
     """Gradient checkpointing, by the name that this transformers has for it."""
-    new = hasattr(language_model, "activation_checkpointing_enable")
+    new = hasattr(module, "activation_checkpointing_enable")
     name = "activation_checkpointing" if new else "gradient_checkpointing"
     if on:
-        getattr(language_model, f"{name}_enable")({"use_reentrant": False})
+        getattr(module, f"{name}_enable")({"use_reentrant": False})
     else:
-        getattr(language_model, f"{name}_disable")()
+        getattr(module, f"{name}_disable")()
 
 
 def finish_stage(model: VLM) -> None:
@@ -113,7 +129,8 @@ def finish_stage(model: VLM) -> None:
     if merge is not None:
         four_bit = is_four_bit(model.language_model)
         model.language_model = merge_four_bits(model.language_model) if four_bit else merge()
-    recompute_activations(model.language_model, False)
+    for module in (model.language_model, *filter(None, map(recomputing, model.encoders))):
+        recompute_activations(module, False)
     for parameter in model.parameters():
         # Integers that hold 4-bit numbers have no gradient.
         parameter.requires_grad_(parameter.is_floating_point())
