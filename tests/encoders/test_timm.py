@@ -278,7 +278,8 @@ def test_absent_options_are_timm_s(timm):
     """Side, normalisation, interpolation and crop of a published model, as its card states them."""
     spec = TimmEncoder(model="convnext_atto.d2_in1k").spec
     assert (spec.image_size, spec.patch_size, spec.width, spec.embed_dim) == (224, 32, 320, 320)
-    assert (spec.layout, spec.shortest_edge, spec.resample) == ("crop", 256, "bicubic")
+    cut = {"type": "crop", "rounded": True}
+    assert (spec.layout, spec.shortest_edge, spec.resample) == (cut, 256, "bicubic")
     assert (spec.mean, spec.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 

@@ -28,7 +28,9 @@ def mix(call):
 def test_probabilities_times_values_are_the_output_and_nothing_changes(tower, gradient, name):
     encoder, images = tower(name), [gradient((60, 40)), gradient((30, 70), 1)]
     features, calls = see(encoder, *images)
-    assert len(calls) == 3 and {call.heads for call in calls} == {4}
+    # Packed views are a call for each length.
+    lengths = {len(view) for view in features.views()}
+    assert len(calls) == 3 * len(lengths) and {call.heads for call in calls} == {4}
     for call in calls:
         assert torch.allclose(call.probabilities().sum(-1), torch.ones(()), atol=1e-6)
         assert (mix(call) - call.output_IHQA).abs().max() <= 1e-5
@@ -62,19 +64,16 @@ def test_equal_to_the_queries_and_keys_of_our_vit(tower, gradient):
     assert (calls[1].probabilities()[0] - torch.stack(heads)).abs().max() <= 1e-6
 
 
-def test_padding_gets_nothing(tower, gradient):
-    """Two views of unequal length in one call: the mask of the tower is respected."""
+def test_views_of_unequal_length_are_calls_of_their_own(tower, gradient):
     wide, small = gradient((160, 40)), gradient((10, 30), 1)
     encoder = tower("naflex")
-    _, calls = see(encoder, wide, small)
+    features, calls = see(encoder, wide, small)
     _, alone = see(encoder, small)
-    lengths = [len(p) for p in see(encoder, wide, small)[0].views()]
-    short = lengths.index(min(lengths))
-    assert lengths[0] != lengths[1] and short == 1
-    for call, own in zip(calls, alone, strict=True):
-        probabilities = call.probabilities()[short]
-        assert probabilities[:, :, min(lengths) :].max() == 0
-        assert (probabilities[:, : min(lengths), : min(lengths)] - own.probabilities()[0]).abs().max() <= 1e-5
+    lengths = [len(view) for view in features.views()]
+    assert lengths[0] != lengths[1] and len(calls) == 2 * len(alone) == 6
+    own = [call for call in calls if call.tokens[0] == lengths[1]]
+    for call, expected in zip(own, alone, strict=True):
+        assert (call.probabilities() - expected.probabilities()).abs().max() <= 1e-5
 
 
 class Attends(nn.Module):
