@@ -64,22 +64,21 @@ def cpu_seconds():
 
 
 def in_turn(sides, rounds, device):
-    """Wall and CPU seconds of each side, round by round; the first round is not counted."""
+    """Wall and CPU seconds of each side, round by round."""
     seconds = {name: [] for name in sides}
-    for turn in range(rounds + 1):
+    for turn in range(rounds):
         # Every other round backwards, so that no side always follows the same one.
         for name, run in list(sides.items())[:: -1 if turn % 2 else 1]:
             wall, cpu = time.perf_counter(), cpu_seconds()
             run()
             if device == "cuda":
                 torch.cuda.synchronize()
-            if turn:
-                seconds[name].append((time.perf_counter() - wall, cpu_seconds() - cpu))
+            seconds[name].append((time.perf_counter() - wall, cpu_seconds() - cpu))
     return seconds
 
 
 def compare(sides, exempt=()):
-    """Every side's vectors against the first side's; what is exempt is measured, not judged."""
+    """Every side's vectors against the first side's: also the warm-up. What is exempt is not judged."""
     vectors = {name: run() for name, run in sides.items()}
     ours = next(iter(vectors.values()))
     gaps = {name: float(np.abs(theirs - ours).max()) for name, theirs in vectors.items()}
@@ -160,11 +159,12 @@ def folder_part(options):
             models = Models(published, options.device)
             for size in SIZES:
                 paths = photographs(Path(folder), size, options.images)
-                sides = folder_sides(models, paths, Path(folder))
+                built = folder_sides(models, paths, Path(folder))
+                sides = {side: build() for side, build in built.items()}
                 kib = sum(p.stat().st_size for p in paths) / len(paths) / 1024
                 title = f"{name}, {len(paths)} JPEG files of {size[0]}x{size[1]} ({kib:.0f} KiB), 2 workers"
                 drafted = [side for side in sides if "draft" in side]
-                lines += table(title, sides, len(paths), max(options.rounds - 2, 1), options.device, drafted)
+                lines += table(title, sides, len(paths), options.rounds, options.device, drafted)
     return lines
 
 
@@ -178,36 +178,43 @@ def naflex_part(options):
     }
     budgets = ", ".join(map(str, BUDGETS))
     title = f"SigLIP 2 NaFlex-B/16, encoder alone, {options.images} images of {budgets} patches in turn"
-    return table(title, sides, options.images, max(options.rounds - 2, 1), options.device)
+    return table(title, sides, options.images, options.rounds, options.device)
 
 
 def memory_part(options):
-    """Most memory of a fresh process that reads the largest files, once a side."""
-    lines = [
-        "\n## Most memory, CLIP ViT-B/16 224, JPEG files of 4000x3000\n",
-        "| side | MiB |",
-        "| --- | --- |",
-    ]
+    """What a fresh process needs on top of the loaded models to read the largest files, once a side."""
+    title = f"Memory above the models', CLIP ViT-B/16 224, {options.images} JPEG files of 4000x3000"
+    lines = [f"\n## {title}\n", "| side | MiB at most |", "| --- | --- |"]
     with tempfile.TemporaryDirectory() as folder:
+        photographs(Path(folder), SIZES[-1], options.images)
         models = Models(PUBLISHED["CLIP ViT-B/16 224"], "cpu")
-        names = folder_sides(models, photographs(Path(folder), SIZES[-1], options.images), Path(folder))
-        for name in names:
-            again = [sys.executable, __file__, "--memory-of", name, "--images", str(options.images)]
-            done = subprocess.run([*again, "--folder", folder], capture_output=True, text=True, check=True)
+        for name in folder_sides(models, [], Path(folder)):
+            again = [sys.executable, __file__, "--memory-of", name, "--folder", folder]
+            done = subprocess.run(again, stdout=subprocess.PIPE, text=True, check=True)
             lines.append(f"| {name} | {done.stdout.split()[-1]} |")
-            print(lines[-1], flush=True)
+    print("\n".join(lines), flush=True)
     return lines
 
 
 def one_side(options):
-    """In a process of its own: run a side once, print MiB of it and of its worker processes."""
+    """In a process of its own: run a side once, print what it took above the models.
+
+    Of worker processes the memory of their own after the pass is counted, not the most of it.
+    """
     models = Models(PUBLISHED["CLIP ViT-B/16 224"], options.device)
     folder = Path(options.folder)
-    sides = folder_sides(models, sorted(folder.glob("*.jpg")), folder)
-    sides[options.memory_of]()
-    pids = ["self", *(str(child.pid) for child in multiprocessing.active_children())]
-    status = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
-    print(sum(int(text.split("VmHWM:")[1].split()[0]) for text in status) // 1024)
+    run = folder_sides(models, sorted(folder.glob("*.jpg")), folder)[options.memory_of]()
+    Path("/proc/self/clear_refs").write_text("5")  # the most so far is forgotten
+    before = _kib("/proc/self/status", "VmRSS")
+    run()
+    most = _kib("/proc/self/status", "VmHWM") - before
+    for child in multiprocessing.active_children():
+        most += _kib(f"/proc/{child.pid}/smaps_rollup", "Private_Dirty")
+    print(most // 1024)
+
+
+def _kib(file, name):
+    return int(Path(file).read_text().split(f"{name}:")[1].split()[0])
 
 
 PARTS = {
@@ -223,7 +230,7 @@ def main():
     """Run the parts and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--only", choices=PARTS)
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)

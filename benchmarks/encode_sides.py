@@ -18,25 +18,25 @@ OPTIONAL = ("torchvision", "sentence_transformers", "timm")
 
 
 def folder_sides(models, paths, folder):
-    """Name to a function without arguments, ours first."""
-    here = [name for name in OPTIONAL if importlib.util.find_spec(name)]
+    """Name to a function that builds the side: one without arguments that gives the vectors; ours first."""
+    torchvision, sentence_transformers, timm = (bool(importlib.util.find_spec(name)) for name in OPTIONAL)
     sides = {
-        "vlmkit embed_files": partial(ours, models, paths, 0),
-        f"vlmkit embed_files, draft={DRAFT}": partial(ours, models, paths, DRAFT),
-        "transformers, PIL processor": partial(theirs, models, paths, models.processor(pil=True)),
-        "transformers, PIL processor, DataLoader": partial(loaded, models, loader(models, paths, True)),
+        "vlmkit embed_files": lambda: partial(ours, models, paths, 0),
+        f"vlmkit embed_files, draft={DRAFT}": lambda: partial(ours, models, paths, DRAFT),
     }
-    if "torchvision" in here:
-        slow = models.processor(pil=False)
-        sides["transformers, torchvision processor"] = partial(theirs, models, paths, slow)
-        quick = loader(models, paths, False)
-        sides["transformers, torchvision processor, DataLoader"] = partial(loaded, models, quick)
-    if "sentence_transformers" in here and models.published.family == "clip":
-        sides["sentence-transformers, torchvision" if "torchvision" in here else "sentence-transformers"] = (
-            partial(sentence, sentence_model(models, folder), paths)
+    for kind in ("PIL", "torchvision") if torchvision else ("PIL",):
+        plain = partial(models.processor, kind == "PIL")
+        sides[f"transformers, {kind} processor"] = lambda p=plain: partial(theirs, models, paths, p())
+        sides[f"transformers, {kind} processor, DataLoader"] = lambda p=plain: partial(
+            loaded, models.vectors, data_loader(Files(paths, Processed(p())))
         )
-    if {"timm", "torchvision"} <= set(here):
-        sides["timm, torchvision transforms, DataLoader"] = timm_side(models, paths)
+    if sentence_transformers and models.published.family == "clip":
+        kind = "torchvision" if torchvision else "PIL"
+        sides[f"sentence-transformers, {kind} processor"] = lambda: partial(
+            sentence, sentence_model(models, folder), paths
+        )
+    if timm and torchvision:
+        sides["timm, torchvision transforms, DataLoader"] = lambda: timm_side(models, paths)
     return sides
 
 
@@ -79,19 +79,14 @@ class Processed:
         return self.processor(image, return_tensors="pt")["pixel_values"][0]
 
 
-def loader(models, paths, pil):
-    """The strongest way with transformers: processes that stay alive, two of them, read ahead."""
-    return data_loader(Files(paths, Processed(models.processor(pil))))
-
-
 def data_loader(files):
-    """Worker processes with one thread each."""
+    """The strongest way with transformers: two processes of one thread that stay alive and read ahead."""
     return DataLoader(files, BATCH, num_workers=WORKERS, persistent_workers=True, prefetch_factor=2)
 
 
-def loaded(models, batches):
+def loaded(vectors, batches):
     """Pixels from worker processes, encoded here."""
-    return np.concatenate([models.vectors(pixels) for pixels in batches])
+    return np.concatenate([vectors(pixels_BCHW) for pixels_BCHW in batches])
 
 
 def timm_side(models, paths):
@@ -103,8 +98,9 @@ def timm_side(models, paths):
         (3, spec.image_size, spec.image_size), mean=spec.mean, std=spec.std, interpolation=spec.resample,
         crop_pct=1.0, crop_mode="center",
     )  # fmt: skip
-    batches = data_loader(Files(paths, transform))
-    return lambda: np.concatenate([unit(model(pixels.to(models.device))) for pixels in batches])
+    return partial(
+        loaded, lambda pixels: unit(model(pixels.to(models.device))), data_loader(Files(paths, transform))
+    )
 
 
 def sentence_model(models, folder):
