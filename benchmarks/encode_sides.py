@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPProcessor, CL
 
 from vlmkit.encoders.stream import embed_files
 
-BATCH, WORKERS, DRAFT = 8, 2, 3
+BATCH, WORKERS, DRAFT = 4, 2, 3
 # Sides that a module of that name makes possible.
 OPTIONAL = ("torchvision", "sentence_transformers", "timm")
 
