@@ -10,8 +10,9 @@ from PIL import Image
 
 from vlmkit.encoders import ENCODERS, encoder_class
 from vlmkit.encoders.base import VisionEncoder
-from vlmkit.encoders.spec import VisionSpec, to_rgb
+from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError
+from vlmkit_retrieval.images import to_rgb
 
 
 def test_pixels_by_hand():

@@ -149,8 +149,17 @@ class VisionEncoder(nn.Module, ABC):
         """
         if not images:
             return np.zeros((0, self.embed_dim), np.float32)
+        return self.embed_batch(pixel_batch(self.spec, images))
+
+    @torch.no_grad()
+    def embed_batch(self, batch: PixelBatch) -> NDArray[np.float32]:
+        """`embed_images` of what was preprocessed before.
+
+        Raises:
+            VlmkitError: The encoder has no retrieval space.
+        """
         with _evaluating(self):
-            pooled_BE = self(self.move(pixel_batch(self.spec, images))).pooled_BE
+            pooled_BE = self(self.move(batch)).pooled_BE
         if pooled_BE is None:
             raise VlmkitError(f"encoder {self.name!r} has no retrieval space; build it with an embed_dim")
         return _unit(pooled_BE)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, chain
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -72,9 +74,27 @@ class PixelBatch:
 
 def pixel_batch(spec: VisionSpec, images: Sequence[Image.Image]) -> PixelBatch:
     """Preprocess at least one image by the spec and put the views one after the other."""
-    pixels = [torch.from_numpy(view).flatten() for image in images for view in spec.preprocess(image)]
-    owned = [(view, i) for i, image in enumerate(images) for view in spec.views(image.size)]
-    return PixelBatch.of(torch.cat(pixels), [view for view, _ in owned], [i for _, i in owned])
+    views = [spec.views(image.size) for image in images]
+    counts = [sum(CHANNELS * v.height * v.width for v in own) for own in views]
+    pixels_N = np.empty(sum(counts), np.float32)
+    stops = list(accumulate(counts))
+    for image, count, stop in zip(images, counts, stops, strict=True):
+        spec.preprocess_into(pixels_N[stop - count : stop], image)
+    owners = [i for i, own in enumerate(views) for _ in own]
+    return PixelBatch.of(torch.from_numpy(pixels_N), list(chain.from_iterable(views)), owners)
+
+
+def join_batches(batches: Sequence[PixelBatch]) -> PixelBatch:
+    """At least one batch, put one after the other."""
+    if len(batches) == 1:
+        return batches[0]
+    images = accumulate((int(b.image_of_view_I[-1]) + 1 for b in batches[:-1]), initial=0)
+    return PixelBatch(
+        torch.cat([b.pixels_N for b in batches]),
+        torch.cat([b.sizes_I2 for b in batches]),
+        torch.cat([b.grids_I2 for b in batches]),
+        torch.cat([b.image_of_view_I + first for b, first in zip(batches, images, strict=True)]),
+    )
 
 
 def by_size(batch: PixelBatch) -> list[tuple[list[int], PixelBatch]]:

@@ -5,6 +5,7 @@ Workers, `plan` and exporters use a spec without loading a model.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from PIL import Image
 
 from vlmkit.errors import UsageError, unknown_name
 from vlmkit.layouts import Frame, Layout, Piece, View, build_layout
-from vlmkit_retrieval.images import to_rgb
+from vlmkit_retrieval.images import as_rgb
 
 Pixels = NDArray[np.float32]
 Resample = Literal["bilinear", "bicubic", "lanczos"]
@@ -125,17 +126,38 @@ class VisionSpec:
             image: In any mode.
             level: See `views`.
         """
-        fill = tuple(int(m * 255) for m in self.mean)
-        resample = RESAMPLES[self.resample]
-        pictures = self.at(level).pictures(to_rgb(image), self.frame, resample, fill)
-        return [self._normalise(p) for p in pictures]
+        pictures = self._pictures(image, level)
+        arrays = [np.empty((3, p.height, p.width), np.float32) for p in pictures]
+        for picture, array in zip(pictures, arrays, strict=True):
+            self._normalise(picture, array)
+        return arrays
 
-    def _normalise(self, picture: Image.Image) -> Pixels:
-        """HWC bytes to CHW floats, in the order and precision of the reference processors."""
-        normed = (UNIT[np.asarray(picture)] - np.asarray(self.mean, np.float32)) / np.asarray(
-            self.std, np.float32
-        )
-        return np.ascontiguousarray(normed.transpose(2, 0, 1))
+    def preprocess_into(self, flat: Pixels, image: Image.Image, level: int = 0) -> None:
+        """`preprocess` with the views one after the other in `flat`, which holds their numbers exactly."""
+        done = 0
+        for picture in self._pictures(image, level):
+            shape = (3, picture.height, picture.width)
+            stop = done + math.prod(shape)
+            self._normalise(picture, flat[done:stop].reshape(shape))
+            done = stop
+        assert done == flat.size, f"{done} numbers for {flat.size}"
+
+    def _pictures(self, image: Image.Image, level: int) -> list[Image.Image]:
+        fill = tuple(int(m * 255) for m in self.mean)
+        return self.at(level).pictures(as_rgb(image), self.frame, RESAMPLES[self.resample], fill)
+
+    @cached_property
+    def _normalised(self) -> Pixels:
+        """What each of the 256 bytes becomes, a row a channel; order and precision of the references."""
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        return np.ascontiguousarray(((UNIT[:, None] - mean) / std).T)
+
+    def _normalise(self, picture: Image.Image, out_CHW: Pixels) -> None:
+        """HWC bytes to CHW floats, each looked up."""
+        bytes_HWC = np.asarray(picture)
+        for channel, table in enumerate(self._normalised):
+            # A byte is always in the table; without "clip" numpy checks it in a copy of the output.
+            np.take(table, bytes_HWC[..., channel], out=out_CHW[channel], mode="clip")
 
 
 def hidden_state_index(family: str, layer: int, depth: int) -> int:
