@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -81,13 +82,12 @@ def row_images(
     images: Sequence[Image.Image], sizes: Sequence[SizedImage], specs: Sequence[VisionSpec]
 ) -> RowImages:
     """Cut images into views for each encoder and normalise them."""
-    views = [
-        view.ravel()
-        for spec in specs
-        for image, (_, _, level) in zip(images, sizes, strict=True)
-        for view in spec.preprocess(image, level)
-    ]
-    return RowImages(np.concatenate(views or [np.zeros(0, np.float32)]), tuple(sizes))
+    parts = [(spec, *of) for spec in specs for of in zip(images, sizes, strict=True)]
+    stops = list(accumulate(numbers_of(spec, size) for spec, _, size in parts))
+    pixels = np.empty(stops[-1] if stops else 0, np.float32)
+    for (spec, image, (_, _, level)), start, stop in zip(parts, [0, *stops], stops):
+        spec.preprocess_into(pixels[start:stop], image, level)
+    return RowImages(pixels, tuple(sizes))
 
 
 def image_tensors(rows: Sequence[RowImages]) -> dict[str, Tensor]:
