@@ -48,7 +48,7 @@ def main():
     common = (
         processor.tokenizer,
         PROMPTS["chat_template"],
-        processor.count_tokens,
+        processor.count_fitted,
         processor.image_token_id,
         0.05,
     )

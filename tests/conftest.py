@@ -258,7 +258,7 @@ def collate():
 
     def make(model, samples, prompt="chat_template", text=True, **options):
         p = model.processor
-        rules = TextRules(p.tokenizer, PROMPTS[prompt], p.count_tokens, p.image_token_id, **options)
+        rules = TextRules(p.tokenizer, PROMPTS[prompt], p.count_fitted, p.image_token_id, **options)
         return Collator(p.specs, rules if text else None)([(sample, 0) for sample in samples])
 
     return make

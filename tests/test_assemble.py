@@ -79,6 +79,11 @@ class TestInitFrom:
         with pytest.raises(UsageError, match=says):
             assemble(tiny_recipe(init_from=saved[1], **change))
 
+    @pytest.mark.parametrize("layout", ["anyres", "scales"])
+    def test_a_layout_of_other_tensors_is_refused(self, tiny_recipe, saved, layout):
+        with pytest.raises(UsageError, match="its layout and the recipe's need other tensors"):
+            assemble(tiny_recipe(init_from=saved[1], encoder={**VIT2, "layout": layout}))
+
     def test_the_layout_is_the_recipes_and_all_else_the_saved_models(self, tiny_recipe, saved, noise):
         model = assemble(tiny_recipe(init_from=saved[1], encoder={**VIT2, "layout": "pad"}))
         assert model.spec.layout == model.processor.specs[0].layout == "pad" != saved[0].spec.layout

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vlmkit.assemble import assemble
+from vlmkit.errors import UsageError
 from vlmkit.inference import question
 from vlmkit.recipe import Recipe
 from vlmkit.train.module import StageModule
@@ -124,3 +125,44 @@ def test_native_views_come_to_the_first_one_s_grid(build, noise):
     model = build([DINO, NATIVE], "concat")
     assert model.count_tokens((40, 9)) == 36
     assert torch.isfinite(logits(model, prompts(model, noise))).any()
+
+
+def tower(side, layout, **more):
+    vision = {**SIZE, "intermediate_size": 32, "image_size": side, **more}
+    return {"type": "siglip", "vision_config": vision, "layout": layout}
+
+
+MISFITS = {
+    "tiles of two sides choose other canvases": [tower(16, "anyres"), tower(20, "anyres")],
+    "several views and one": [tower(16, "tiles"), tower(16, "square")],
+    "other rules": [tower(16, "tiles"), tower(16, "anyres")],
+    "a part of the image and all of it": [tower(16, "crop"), tower(16, "square")],
+    "parts of other sizes": [{**DINO, "layout": "crop", "shortest_edge": 30}, tower(16, "crop")],
+}
+
+
+@pytest.mark.parametrize("fusion", ["concat", "interleave"])
+@pytest.mark.parametrize("encoders", MISFITS.values(), ids=MISFITS)
+def test_features_of_other_places_are_not_fused(build, encoders, fusion):
+    with pytest.raises(UsageError, match=f"fusion '{fusion}' joins what encoders see at the same"):
+        build(encoders, fusion)
+    build(encoders, "groups")
+
+
+def test_tiles_of_one_side_are_fused(build, noise):
+    model = build([tower(16, "anyres"), tower(16, "anyres", patch_size=8)], "concat")
+    assert torch.isfinite(logits(model, prompts(model, noise))).any()
+    with pytest.raises(UsageError, match=r"tokens of Interleaved form none; .* without fusion: interleave"):
+        build([tower(16, "anyres"), tower(16, "anyres")], "interleave")
+
+
+def test_a_newline_is_there_for_those_who_write_one(build):
+    leads = build([tower(16, "square"), tower(16, "anyres")], "groups")
+    assert leads.splice.newline is not None
+    assert build([tower(16, "square"), tower(20, "square")], "concat").splice.newline is None
+
+
+def test_a_connector_s_own_complaint_is_the_users(tiny_recipe):
+    recipe = tiny_recipe(connector={"depth": 1, "expansion": 4})
+    with pytest.raises(UsageError, match="expansion is of a hidden layer"):
+        assemble(recipe)

@@ -22,10 +22,6 @@ def unlimited(sizes: Sequence[Size]) -> list[SizedImage]:
     return [(*size, 0) for size in sizes]
 
 
-# Levels without effect that are looked through: more than a layout has.
-LEVELS = 64
-
-
 @dataclass(frozen=True)
 class Budget:
     """Most image tokens.
@@ -38,25 +34,26 @@ class Budget:
     per_image: int | None = None
     per_sample: int | None = None
 
-    def fit(self, sizes: Sequence[Size], count: Count) -> list[SizedImage]:
+    def fit(self, sizes: Sequence[Size], count: Count, levels: int) -> list[SizedImage]:
         """Make the layout smaller for as few images as need it, the one with most tokens first.
 
         Args:
             sizes: (width, height) of a sample's images.
             count: Tokens of an image.
+            levels: How often the layout can be made smaller.
 
         Raises:
             UsageError: The images cannot be made that small.
         """
-        images = [_within([(*size, 0)], count, self.per_image)[0] for size in sizes]
-        return _within(images, count, self.per_sample)
+        images = [_within([(*size, 0)], count, levels, self.per_image)[0] for size in sizes]
+        return _within(images, count, levels, self.per_sample)
 
 
-def _within(images: list[SizedImage], count: Count, limit: int | None) -> list[SizedImage]:
+def _within(images: list[SizedImage], count: Count, levels: int, limit: int | None) -> list[SizedImage]:
     """Images that take no more than `limit` tokens together."""
     while limit is not None and sum(map(count, images)) > limit:
         by_tokens = sorted(range(len(images)), key=lambda i: -count(images[i]))
-        smaller = ((i, _smaller(images[i], count)) for i in by_tokens)
+        smaller = ((i, _smaller(images[i], count, levels)) for i in by_tokens)
         found = next(((i, image) for i, image in smaller if image is not None), None)
         if found is None:
             raise _too_many(images, count, limit)
@@ -64,11 +61,11 @@ def _within(images: list[SizedImage], count: Count, limit: int | None) -> list[S
     return images
 
 
-def _smaller(image: SizedImage, count: Count) -> SizedImage | None:
+def _smaller(image: SizedImage, count: Count, levels: int) -> SizedImage | None:
     """The image at the next level at which it takes fewer tokens; None if there is none."""
     width, height, level = image
-    # A level may change nothing for an image's shape; a rule that has no smaller form stays as it is.
-    further = ((width, height, deeper) for deeper in range(level + 1, level + LEVELS))
+    # A level may change nothing for an image's shape.
+    further = ((width, height, deeper) for deeper in range(level + 1, levels + 1))
     return next((other for other in further if count(other) < count(image)), None)
 
 
@@ -77,5 +74,5 @@ def _too_many(images: Sequence[SizedImage], count: Count, limit: int) -> UsageEr
     return UsageError(
         f"{len(images)} image{'s' * (len(images) > 1)} ({sizes} pixels) may take {limit} tokens and cannot "
         f"take less than {sum(map(count, images))}; allow more in model.image_tokens, use a layout that can "
-        "be made smaller (native, anyres, tiles, split), or a connector with fewer tokens"
+        "be made smaller (native, longest, qwen, anyres, tiles, split), or a connector with fewer tokens"
     )

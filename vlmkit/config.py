@@ -11,15 +11,11 @@ from transformers import AutoConfig, PretrainedConfig
 from vlmkit.encoders import encoder_class
 from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.spec import VisionSpec
-from vlmkit.errors import unknown_name
+from vlmkit.errors import UsageError, unknown_name
 from vlmkit.plugins import load_class
 from vlmkit_connectors import CONNECTORS, Connector, Groups, Interleaved
 
-FUSIONS = {
-    "concat": "channels of all encoders together, on the first one's grid",
-    "interleave": "a connector for each encoder, tokens in turn, on the first one's grid",
-    "groups": "a connector for each encoder, one encoder's tokens after the other's",
-}
+FUSIONS = ("concat", "interleave", "groups")
 
 
 class VLMConfig(PretrainedConfig):  # type: ignore[misc]
@@ -83,6 +79,9 @@ def build_connector(config: VLMConfig, specs: Sequence[VisionSpec]) -> Connector
     """The connector of a configuration with random weights, or one an encoder, as `fusion` says.
 
     `type` is a name from `CONNECTORS` or `package.module:Class`.
+
+    Raises:
+        UsageError: An argument does not fit, or the encoders cannot be fused so.
     """
     if config.fusion not in FUSIONS:
         raise unknown_name("fusion", config.fusion, FUSIONS)
@@ -93,10 +92,27 @@ def build_connector(config: VLMConfig, specs: Sequence[VisionSpec]) -> Connector
     arguments = {k: v for k, v in config.connector.items() if k != "type"}
     arguments["text_width"] = config.get_text_config().hidden_size
     widths = [spec.feature_width for spec in specs]
-    if config.fusion == "concat" or len(specs) == 1:
-        return cls(vision_widths=widths, **arguments)
-    members = [cls(vision_widths=[width], **arguments) for width in widths]
-    return Interleaved(members) if config.fusion == "interleave" else Groups(members)
+    together = [widths] if config.fusion == "concat" else [[width] for width in widths]
+    try:
+        members = [cls(vision_widths=own, **arguments) for own in together]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if config.fusion == "groups" and len(specs) > 1:
+        return Groups(members)
+    _check_places(config, specs)
+    return members[0] if len(members) == 1 else Interleaved(members)
+
+
+def _check_places(config: VLMConfig, specs: Sequence[VisionSpec]) -> None:
+    """Refuse to fuse features of different places."""
+    for spec in specs[1:]:
+        if not specs[0].agrees(spec):
+            raise UsageError(
+                f"fusion {config.fusion!r} joins what encoders see at the same place; found layout "
+                f"{specs[0].layout!r} of {specs[0].image_size} pixels and {spec.layout!r} of "
+                f"{spec.image_size}; give both the same layout (and for tiles the same image_size, for crop "
+                "as much cut off), or use fusion: groups"
+            )
 
 
 def skeleton(config: VLMConfig) -> tuple[list[VisionSpec], Connector | Groups]:

@@ -23,6 +23,8 @@ FOREIGN = ("image_processor_type", "processor_class")
 class VLMImageProcessor(BaseImageProcessor):  # type: ignore[misc]
     """Images to views by Pillow; neither torchvision nor weights are needed.
 
+    A token budget is kept where it is part of a `Processor`, which knows how many tokens an image takes.
+
     Args:
         specs: The rules of each encoder, as `VisionSpec` or as dictionaries of its fields.
         **foreign: What transformers writes beside them.

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from vlmkit.checkpoint import require_model
-from vlmkit.config import VLMConfig
+from vlmkit.config import VLMConfig, skeleton
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.quantize import quantization_config
 from vlmkit.recipe import Block, Model, load_recipe
 from vlmkit.recipe_files import bundled_recipes
+from vlmkit.splice import streams
 from vlmkit.vlm import VLM
 from vlmkit.weights import resolve_weights
 
@@ -83,9 +84,22 @@ def adopt(config: VLMConfig, reference: str, stated: Model) -> None:
     ):
         if found != wanted:
             raise UsageError(f"init_from {reference!r} has the {name} {found}, the recipe states {wanted}")
+    before = _tensors(config)
     for saved, block in zip(config.encoders, stated.encoders, strict=True):
         _adopt_encoder(saved, reference, block)
-    config.image_tokens = stated.image_tokens.model_dump()
+    if "image_tokens" in stated.model_fields_set:
+        config.image_tokens = stated.image_tokens.model_dump()
+    if _tensors(config) != before:
+        raise UsageError(
+            f"init_from {reference!r}: its layout and the recipe's need other tensors (a newline token, or "
+            "the width of several scales); keep the saved layout, or train the connector anew"
+        )
+
+
+def _tensors(config: VLMConfig) -> tuple[list[int], bool]:
+    """What layouts decide about tensors: widths of features, and whether there is a newline."""
+    specs, connector = skeleton(config)
+    return [s.feature_width for s in specs], any(s.rule.newline for s, _ in streams(specs, connector))
 
 
 def _adopt_encoder(saved: dict[str, Any], reference: str, stated: Block) -> None:

@@ -94,9 +94,10 @@ def _encoder(model: VLM) -> float:
     """Numbers that the encoders keep for one image; none where they are frozen."""
     if not any(p.requires_grad for p in model.encoders.parameters()):
         return 0.0
-    total = 0.0
+    ((_, _, level),), total = model.fit([PHOTO]), 0.0
     for spec, encoder in zip(model.specs, model.encoders, strict=True):
-        patches = sum(view.rows * view.cols + spec.prefix_tokens for view in spec.views(PHOTO))
+        views = spec.views(PHOTO, level)
+        patches = sum(view.rows * view.cols + spec.prefix_tokens for view in views)
         blocks = max(len(m) for m in encoder.modules() if isinstance(m, nn.ModuleList))
         total += BLOCK * spec.width * blocks * patches
     return total

@@ -21,7 +21,7 @@ from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.image_processor import Images, VLMImageProcessor, check_options, deal_images
 from vlmkit.messages import read_messages, read_sources
-from vlmkit.splice import count_tokens
+from vlmkit.splice import count_tokens, fit_images
 from vlmkit_connectors import Connector, Groups
 
 
@@ -88,6 +88,11 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
 
     def _check_stored(self, path: str | Path, stored: dict[str, Any]) -> None:
         stated = json.loads(self.to_json_string())["image_processor"]["specs"]
+        if len(stored.get("specs", stated)) != len(stated):
+            raise VlmkitError(
+                f"{path}: processor_config.json has {len(stored['specs'])} encoders, config.json has "
+                f"{len(stated)}; remove processor_config.json, saving writes it anew"
+            )
         for found, own in zip(stored.get("specs", stated), stated, strict=True):
             for name in sorted(found.keys() & own.keys()):
                 if found[name] != own[name]:
@@ -115,13 +120,17 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
         specs: list[VisionSpec] = self.image_processor.specs
         return specs
 
-    def count_tokens(self, image_size: Sequence[int]) -> int:
-        """Image tokens for an image of (width, height) pixels, see `splice.count_tokens`."""
-        return count_tokens(self.specs, self.connector, image_size)
-
     def fit(self, sizes: Sequence[tuple[int, int]]) -> list[SizedImage]:
         """The images of one row within the token budget, see `Budget.fit`."""
-        return self.budget.fit(sizes, self.count_tokens)
+        return fit_images(self.specs, self.connector, self.budget, sizes)
+
+    def count_tokens(self, image_size: tuple[int, int]) -> int:
+        """Image tokens for an image of (width, height) pixels, alone and within the token budget."""
+        return self.count_fitted(self.fit([image_size])[0])
+
+    def count_fitted(self, image: SizedImage) -> int:
+        """Image tokens for an image of `fit`, see `splice.count_tokens`."""
+        return count_tokens(self.specs, self.connector, image)
 
     def __call__(
         self, images: Images = None, text: str | Sequence[str] | None = None, **options: Any
@@ -206,7 +215,7 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
     ) -> BatchFeature:
         seen = [self.image_processor.row(own) for own in images]
         rows = [
-            tokenize(segments, self.tokenizer, self.image_token_id, list(map(self.count_tokens, own.sizes)))
+            tokenize(segments, self.tokenizer, self.image_token_id, list(map(self.count_fitted, own.sizes)))
             for segments, own in zip(prompts, seen, strict=True)
         ]
         return BatchFeature(prompt_batch(rows, seen, self.tokenizer.pad_token_id))

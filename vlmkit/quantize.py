@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 METHODS = ("nf4", "fp4")
 # Prefixes of the assembled model: bitsandbytes compares them from the start of a module's name.
-SKIP = ["encoders", "connector", "splice", "language_model.lm_head", "lm_head"]
+SKIP = ["encoders", "connector", "language_model.lm_head", "lm_head"]
 
 
 def quantization_config(method: str) -> Any:
@@ -114,10 +114,6 @@ def count_quantized(model: VLM) -> dict[str, int]:
     from bitsandbytes.nn import Linear4bit
 
     head = model.get_output_embeddings()
-    parts = {
-        "encoder": model.encoders,
-        "connector": model.connector,
-        "llm": model.language_model,
-    }
+    parts = {"encoder": model.encoders, "connector": model.connector, "llm": model.language_model}
     counts = {name: sum(isinstance(m, Linear4bit) for m in part.modules()) for name, part in parts.items()}
     return {**counts, "lm_head": int(isinstance(head, Linear4bit))}

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlmkit.budget import SizedImage
+from vlmkit.budget import Budget, SizedImage
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError
-from vlmkit.layouts import Alone, Mosaic, Piece
+from vlmkit.layouts import Alone, Mosaic, Piece, Size
 from vlmkit.layouts.mosaic import Box, mosaic_box
 from vlmkit_connectors import Connector, Grid, Groups, VisionFeatures
 
@@ -29,9 +29,7 @@ def streams(specs: Sequence[VisionSpec], connector: Connector | Groups) -> list[
     return [(specs[0], connector)]
 
 
-def count_tokens(
-    specs: Sequence[VisionSpec], connector: Connector | Groups, image_size: Sequence[int]
-) -> int:
+def count_tokens(specs: Sequence[VisionSpec], connector: Connector | Groups, image: SizedImage) -> int:
     """Image tokens that an image takes in the sequence.
 
     The one function that says so: the processor writes this many placeholders, the model checks against it,
@@ -40,15 +38,23 @@ def count_tokens(
     Args:
         specs: Of the encoders.
         connector: A copy on the meta device is enough.
-        image_size: Width and height in pixels, and the level of the layout (0 where absent).
+        image: Width and height in pixels, and the level of the layout.
     """
-    width, height, *level = image_size
+    size, level = image[:2], image[2]
     total = 0
     for spec, member in streams(specs, connector):
-        grids = [(view.rows, view.cols) for view in spec.features((width, height), *level)]
-        pieces = spec.pieces((width, height), *level)
+        grids = [(view.rows, view.cols) for view in spec.features(size, level)]
+        pieces = spec.pieces(size, level)
         total += sum(_piece_tokens(piece, grids, member) for piece in pieces)
     return total
+
+
+def fit_images(
+    specs: Sequence[VisionSpec], connector: Connector | Groups, budget: Budget, sizes: Sequence[Size]
+) -> list[SizedImage]:
+    """The images of one row within a token budget, see `Budget.fit`."""
+    levels = max(len(spec.chain) - 1 for spec in specs) if budget != Budget() else 0
+    return budget.fit(sizes, lambda image: count_tokens(specs, connector, image), levels)
 
 
 def _piece_tokens(piece: Piece, grids: Sequence[Grid], connector: Connector) -> int:
@@ -62,7 +68,8 @@ def _box(mosaic: Mosaic, grids: Sequence[Grid], connector: Connector) -> Box:
     if tile is None:
         raise UsageError(
             f"the layout puts tiles together to one grid, and the tokens of {type(connector).__name__} form "
-            "none; use a connector that keeps the grid (mlp), or the layout tiles, split or native"
+            "none; use a connector that keeps the grid (mlp) without fusion: interleave, or the layout "
+            "tiles, split or native"
         )
     return mosaic_box(mosaic, tile)
 
@@ -71,13 +78,13 @@ class Splice(nn.Module):
     """Arranges the tokens of views; holds the newline token where a layout has one.
 
     Args:
-        specs: Of the encoders.
+        lanes: The runs of tokens that an image gives.
         text_width: Width D of the language model's embeddings.
     """
 
-    def __init__(self, specs: Sequence[VisionSpec], text_width: int) -> None:
+    def __init__(self, lanes: Sequence[Stream], text_width: int) -> None:
         super().__init__()
-        has_newline = any(spec.rule.newline for spec in specs)
+        has_newline = any(spec.rule.newline for spec, _ in lanes)
         self.newline = nn.Parameter(torch.empty(text_width)) if has_newline else None
         self.reset_parameters()
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from vlmkit import inference
+from vlmkit.budget import Budget, SizedImage
 from vlmkit.config import VLMConfig, build_connector, build_encoder
 from vlmkit.data.batch import listed_images, pixel_batches
 from vlmkit.data.masks import additive, branch_mask
@@ -25,7 +26,7 @@ from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.messages import ImageSource
 from vlmkit.objectives import token_loss
 from vlmkit.processor import Processor
-from vlmkit.splice import Splice, count_tokens, streams
+from vlmkit.splice import Splice, count_tokens, fit_images, streams
 from vlmkit_connectors import VisionFeatures
 
 # What must be asked of the hub alike for weights and tokenizer.
@@ -67,7 +68,7 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         config.text_config = language_model.config
         self.language_model = language_model
         self.connector = build_connector(config, self.specs)
-        self.splice = Splice(self.specs, config.text_config.hidden_size)
+        self.splice = Splice(streams(self.specs, self.connector), config.text_config.hidden_size)
         self._processor: Processor | None = None
         self.post_init()
 
@@ -131,9 +132,13 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """What the encoders state about themselves."""
         return [encoder.spec for encoder in self.encoders if isinstance(encoder, VisionEncoder)]
 
-    def count_tokens(self, image_size: Sequence[int]) -> int:
-        """Image tokens for an image of (width, height) pixels, see `splice.count_tokens`."""
-        return count_tokens(self.specs, self.connector, image_size)
+    def fit(self, sizes: Sequence[tuple[int, int]]) -> list[SizedImage]:
+        """The images of one row within the token budget, see `Budget.fit`."""
+        return fit_images(self.specs, self.connector, Budget(**self.config.image_tokens), sizes)
+
+    def count_tokens(self, image_size: tuple[int, int]) -> int:
+        """Image tokens for an image of (width, height) pixels, alone and within the token budget."""
+        return count_tokens(self.specs, self.connector, self.fit([image_size])[0])
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's."""

@@ -22,13 +22,13 @@ def resample(features: VisionFeatures, like: VisionFeatures) -> VisionFeatures:
     Raises:
         ValueError: The encoders see different views.
     """
-    if features.grids == like.grids:
-        return features
     if features.image_of_view_I.tolist() != like.image_of_view_I.tolist():
         raise ValueError(
             f"fused encoders need the same views, found {_brief(like)} and {_brief(features)}; give all "
             "encoders the same layout and options, or use fusion: groups"
         )
+    if features.grids == like.grids:
+        return features
     pairs = zip(features.views(), features.grids, like.grids, strict=True)
     patches_TV = torch.cat([_resize(view, grid, wanted) for view, grid, wanted in pairs])
     return VisionFeatures(patches_TV, like.grids_I2, like.image_of_view_I, features.pooled_BE)
@@ -62,7 +62,8 @@ def concat_encoders(features: Sequence[VisionFeatures]) -> VisionFeatures:
 class Interleaved(Connector):
     """A connector for each encoder; their tokens alternate, patch by patch, on the grid of the first encoder.
 
-    Mixture of features as in Tong et al. 2024 (https://arxiv.org/abs/2401.06209).
+    Mixture of features as in Tong et al. 2024 (https://arxiv.org/abs/2401.06209). The tokens form no grid:
+    neighbours are of one place.
 
     Args:
         members: One connector an encoder, each for one width.
@@ -74,22 +75,14 @@ class Interleaved(Connector):
 
     def num_tokens(self, grid: Grid) -> int:
         """See `Connector.num_tokens`."""
-        return sum(member.num_tokens(grid) for member in self._each())
-
-    def token_grid(self, grid: Grid) -> Grid | None:
-        """See `Connector.token_grid`: a row holds the tokens of all encoders in turn."""
-        own = self._each()[0].token_grid(grid)
-        return own and (own[0], own[1] * len(self.members))
+        return sum(member.num_tokens(grid) for member in _connectors(self.members))
 
     def forward(self, features: Sequence[VisionFeatures], text: Tensor | None = None) -> ImageTokens:
         """See `Connector.forward`."""
         seen = [features[0], *(resample(other, features[0]) for other in features[1:])]
-        tokens = [member([own], text) for member, own in zip(self._each(), seen, strict=True)]
+        tokens = [member([own], text) for member, own in zip(_connectors(self.members), seen, strict=True)]
         alternating_ND = torch.stack([t.tokens_ND for t in tokens], dim=1).flatten(0, 1)
         return ImageTokens(alternating_ND, tuple(len(tokens) * count for count in tokens[0].counts))
-
-    def _each(self) -> list[Connector]:
-        return [member for member in self.members if isinstance(member, Connector)]
 
 
 class Groups(nn.ModuleList):
@@ -100,7 +93,11 @@ class Groups(nn.ModuleList):
 
     def each(self) -> list[Connector]:
         """The connectors, one an encoder."""
-        return [member for member in self if isinstance(member, Connector)]
+        return _connectors(self)
+
+
+def _connectors(members: nn.ModuleList) -> list[Connector]:
+    return [member for member in members if isinstance(member, Connector)]
 
 
 def _brief(features: VisionFeatures) -> str:

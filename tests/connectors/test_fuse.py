@@ -52,6 +52,8 @@ def test_channels_come_together_on_the_first_one_s_grid():
 def test_other_views_are_refused():
     with pytest.raises(ValueError, match=r"need the same views, found 3 views .* and 3 views .*groups"):
         concat_encoders([features(GRIDS, 4), features(OTHER, 4, owners=[0, 1, 1])])
+    with pytest.raises(ValueError, match="need the same views"):
+        concat_encoders([features(GRIDS, 4), features(GRIDS, 4, owners=[0, 1, 1])])
 
 
 def test_tokens_alternate():
@@ -60,7 +62,7 @@ def test_tokens_alternate():
     one, other = features(GRIDS, 4), features(OTHER, 3, seed=1)
     given = connector([one, other])
     assert given.counts == tuple(map(connector.num_tokens, GRIDS)) == (12, 32, 4)
-    assert connector.token_grid((2, 3)) == (2, 6)
+    assert connector.token_grid((2, 3)) is None
     assert torch.equal(given.tokens_ND[0::2], members[0]([one]).tokens_ND)
     assert torch.equal(given.tokens_ND[1::2], members[1]([resample(other, one)]).tokens_ND)
 

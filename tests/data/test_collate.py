@@ -120,10 +120,11 @@ def test_without_images_there_are_no_pixels(collator):
     assert batch.pixel_values is None and batch.image_sizes is None
 
 
-def test_to_moves_everything_and_casts_pixels_only(collator):
+def test_to_moves_all_but_sizes_and_casts_pixels_only(collator):
     batch = collator([(ONE, 0)]).to("meta", torch.bfloat16)
     tensors = [v for v in vars(batch).values() if isinstance(v, torch.Tensor)]
-    assert len(tensors) == 7 and all(t.is_meta for t in tensors)
+    assert len(tensors) == 7 and [t.is_meta for t in tensors].count(False) == 1
+    assert not batch.image_sizes.is_meta
     assert batch.pixel_values.dtype == torch.bfloat16
     assert batch.weights_BL.dtype == torch.float32
     assert batch.sample_ids == ("one",)
@@ -234,3 +235,19 @@ def test_a_row_holds_the_views_of_each_encoder_in_turn():
     assert torch.equal(first.pixels_ICHW[1], torch.from_numpy(parts[1][0]))
     assert torch.equal(second.views()[1], torch.from_numpy(parts[3][0]))
     assert second.grids_I2.tolist() == [[6, 6], [2, 8]] and second.image_of_view_I.tolist() == [0, 1]
+
+
+def test_pixels_that_do_not_fit_the_sizes_are_refused():
+    row = row_images(TWO.open_images(), [(16, 16, 0), (32, 8, 0)], [SPEC])
+    tensors = image_tensors([row])
+    for wrong in (tensors["pixel_values"][:, :-3], tensors["pixel_values"].repeat(1, 2)):
+        with pytest.raises(VlmkitError, match=r"have \d+ numbers a row and image_sizes ask for 1536"):
+            list(pixel_batches(wrong, tensors["image_sizes"], [SPEC]))
+
+
+def test_an_image_that_does_not_fit_the_budget_names_the_sample():
+    def refuse(sizes):
+        raise UsageError("too many tokens")
+
+    with pytest.raises(UsageError, match="sample 'one': too many tokens"):
+        Collator((SPEC,), fit=refuse)([(ONE, 0)])

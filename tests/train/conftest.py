@@ -64,7 +64,7 @@ def run_steps(tmp_path):
     def run(model, stage, samples, text=True):
         p = model.processor
         rules = TextRules(
-            p.tokenizer, PROMPTS["chat_template"], p.count_tokens, p.image_token_id, pack=stage.pack
+            p.tokenizer, PROMPTS["chat_template"], p.count_fitted, p.image_token_id, pack=stage.pack
         )
         data = StageData(samples, Collator(p.specs, rules if text else None), seed=0)
         apply_stage(model, stage)

@@ -19,6 +19,7 @@ from vlmkit.budget import SizedImage
 from vlmkit.data.pack import PackedRow
 from vlmkit.encoders.batch import CHANNELS, PixelBatch
 from vlmkit.encoders.spec import Pixels, VisionSpec
+from vlmkit.errors import VlmkitError
 from vlmkit.objectives import IGNORE
 
 PADDING = -1
@@ -56,11 +57,14 @@ class Batch:
     image_sizes: Tensor | None = None
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
-        """A copy on a device; `dtype` is that of the pixels alone (loss weights stay float32)."""
+        """A copy on a device; `dtype` is that of the pixels alone (loss weights stay float32).
+
+        `image_sizes` stay on the CPU: they are read as numbers.
+        """
         moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and field.name != "image_sizes":
                 moved[field.name] = value.to(device, dtype if field.name == "pixel_values" else None)
         return replace(self, **moved)
 
@@ -117,10 +121,19 @@ def pixel_batches(
         pixel_values: (B, P).
         image_sizes: (B, K, 3).
         specs: Of the encoders.
+
+    Raises:
+        VlmkitError: Pixels and sizes do not fit together.
     """
     rows = listed_images(image_sizes)
     owned = [(image, i) for i, image in enumerate(image for row in rows for image in row)]
     starts = [0] * len(rows)
+    wanted = max(sum(numbers_of(spec, image) for spec in specs for image in row) for row in rows)
+    if wanted != pixel_values.shape[1]:
+        raise VlmkitError(
+            f"pixel_values have {pixel_values.shape[1]} numbers a row and image_sizes ask for {wanted}; "
+            "build the inputs with this model's processor"
+        )
     for spec in specs:
         views = [(view, i) for (w, h, level), i in owned for view in spec.views((w, h), level)]
         lengths = [sum(numbers_of(spec, image) for image in row) for row in rows]

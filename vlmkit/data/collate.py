@@ -19,6 +19,7 @@ from vlmkit.data.sample import Conversation, Sample
 from vlmkit.data.tokens import TokenRow, check_supervised, check_vocabulary, tokenize
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError, VlmkitError
+from vlmkit.layouts import Size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,7 +87,7 @@ class Collator:
         rows: list[PackedRow] = []
         for sample, epoch in items:
             pictures = self._images(sample, epoch)
-            sizes = self.fit([picture.size for picture in pictures])
+            sizes = self._fitted(sample, [picture.size for picture in pictures])
             own = [] if self.text is None else sample_rows(sample, sizes, self.text)
             copies = 1 if self.text is None else len(own)
             samples += [sample] * copies
@@ -95,6 +96,13 @@ class Collator:
         text = {} if self.text is None else text_tensors(rows, self.text.tokenizer.pad_token_id)
         ids, captions = tuple(s.id for s in samples), tuple(s.captions for s in samples)
         return Batch(ids, captions, **text, **image_tensors(images))
+
+    def _fitted(self, sample: Sample, sizes: Sequence[Size]) -> list[SizedImage]:
+        try:
+            return self.fit(sizes)
+        except VlmkitError as error:
+            error.args = (f"sample {sample.id!r}: {error}",)
+            raise
 
     def _images(self, sample: Sample, epoch: int) -> list[Image.Image]:
         images = sample.open_images()

@@ -90,15 +90,21 @@ class VisionSpec:
         """Width of what the connector gets: scales of one view are joined channel by channel."""
         return self.width * len(self.rule.scales)
 
+    @cached_property
+    def chain(self) -> tuple[Layout, ...]:
+        """The layout, and what becomes of it when it is made smaller again and again."""
+        chain = [self.rule]
+        while (smaller := chain[-1].smaller(self.frame)) is not None:
+            chain.append(smaller)
+        return tuple(chain)
+
     def at(self, level: int) -> Layout:
         """The layout made smaller up to `level` times to keep a token budget, see `Layout.smaller`."""
-        rule = self.rule
-        for _ in range(level):
-            smaller = rule.smaller(self.frame)
-            if smaller is None:
-                break
-            rule = smaller
-        return rule
+        return self.chain[min(level, len(self.chain) - 1)] if level else self.rule
+
+    def agrees(self, other: VisionSpec) -> bool:
+        """Whether both see the same places of every image in the same views, see `Layout.agrees`."""
+        return self.rule.agrees(self.frame, other.rule, other.frame)
 
     def views(self, image_size: tuple[int, int], level: int = 0) -> tuple[View, ...]:
         """The views of an image of (width, height) pixels, each a grid of patches.

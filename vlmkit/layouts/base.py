@@ -106,6 +106,8 @@ class Layout(ABC):
     scales: tuple[int, ...] = (1,)
     # Whether a learned newline token is part of what `pieces` states.
     newline: bool = False
+    # Whether the only view shows the whole image from edge to edge, whatever its grid.
+    whole: ClassVar[bool] = False
 
     @abstractmethod
     def views(self, image_size: Size, frame: Frame) -> tuple[View, ...]:
@@ -134,6 +136,15 @@ class Layout(ABC):
         A view that no piece names is encoded for the retrieval vector alone.
         """
         return tuple(Alone(i) for i in range(len(self.features(image_size, frame))))
+
+    def agrees(self, frame: Frame, other: Layout, others: Frame) -> bool:
+        """Whether two encoders see the same places of every image in the same views: for fusing features.
+
+        Args:
+            frame: Of the encoder with this layout.
+            other, others: Layout and frame of the other encoder.
+        """
+        return (self.whole and other.whole) or (self == other and frame.side == others.side)
 
     def smaller(self, frame: Frame) -> Self | None:
         """The next rule of the same kind that takes fewer tokens of a large image; None if there is none.

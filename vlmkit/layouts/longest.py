@@ -26,6 +26,7 @@ class Longest(Layout):
     """
 
     summary: ClassVar[str] = "scale down to longest_edge, edges rounded up to whole patches (Pixtral)"
+    whole: ClassVar[bool] = True
     longest_edge: int = 0
     merge: int = 1
 

@@ -27,6 +27,7 @@ class Native(Layout):
     """
 
     summary: ClassVar[str] = "resize to the grid of at most max_patches nearest in shape (NaFlex)"
+    whole: ClassVar[bool] = True
     max_patches: int = 0
 
     def budget(self, frame: Frame) -> int:

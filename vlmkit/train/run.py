@@ -168,7 +168,7 @@ def _stage_data(recipe: Recipe, stage: Stage, model: VLM) -> StageData:
     text = TextRules(
         tokenizer=processor.tokenizer,
         prompt=PROMPTS[stage.prompt or recipe.model.prompt],
-        count_tokens=processor.count_tokens,
+        count_tokens=processor.count_fitted,
         image_token_id=processor.image_token_id,
         eos_weight=stage.eos_weight,
         pack=stage.pack,
