@@ -139,13 +139,14 @@ class Dropout(Right):
 
 
 class NotNormalised(VisionSpec):
-    def _normalise(self, picture):
-        return np.ascontiguousarray((np.asarray(picture) / 255).astype(np.float32).transpose(2, 0, 1))
+    def _normalise(self, picture, out_CHW):
+        out_CHW[:] = (np.asarray(picture) / 255).transpose(2, 0, 1)
 
 
 class BlueFirst(VisionSpec):
-    def _normalise(self, picture):
-        return np.ascontiguousarray(super()._normalise(picture)[::-1])
+    def _normalise(self, picture, out_CHW):
+        super()._normalise(picture, out_CHW)
+        out_CHW[:] = out_CHW[::-1].copy()
 
 
 class RgbAlone(VisionSpec):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -132,17 +133,18 @@ class VisionSpec:
             image: In any mode.
             level: See `views`.
         """
-        pictures = self._pictures(image, level)
-        arrays = [np.empty((3, p.height, p.width), np.float32) for p in pictures]
-        for picture, array in zip(pictures, arrays, strict=True):
-            self._normalise(picture, array)
-        return arrays
+        shapes = [(3, view.height, view.width) for view in self.views(image.size, level)]
+        stops = list(accumulate(math.prod(shape) for shape in shapes))
+        flat = np.empty(stops[-1], np.float32)
+        self.preprocess_into(flat, image, level)
+        return [part.reshape(shape) for part, shape in zip(np.split(flat, stops[:-1]), shapes, strict=True)]
 
     def preprocess_into(self, flat: Pixels, image: Image.Image, level: int = 0) -> None:
         """`preprocess` with the views one after the other in `flat`, which holds their numbers exactly."""
         done = 0
-        for picture in self._pictures(image, level):
-            shape = (3, picture.height, picture.width)
+        for view, picture in zip(self.views(image.size, level), self._pictures(image, level), strict=True):
+            assert picture.size == (view.width, view.height), "a layout's pictures are those of its views"
+            shape = (3, view.height, view.width)
             stop = done + math.prod(shape)
             self._normalise(picture, flat[done:stop].reshape(shape))
             done = stop
