@@ -132,19 +132,27 @@ class VisionSpec:
             self._normalise(picture, array)
         return arrays
 
-    def preprocess_into(self, flat: Pixels, image: Image.Image, level: int = 0) -> None:
-        """`preprocess` with the views one after the other in `flat`, which holds their numbers exactly."""
+    def preprocess_into(self, flat: Pixels, image: Image.Image, level: int = 0, whole: bool = False) -> None:
+        """`preprocess` with the views one after the other in `flat`, which holds their numbers exactly.
+
+        Args:
+            flat: What is written.
+            image: In any mode.
+            level: See `views`.
+            whole: Only the first view, which shows the whole image.
+        """
         done = 0
-        for picture in self._pictures(image, level):
+        for picture in self._pictures(image, level, whole):
             shape = (3, picture.height, picture.width)
             stop = done + math.prod(shape)
             self._normalise(picture, flat[done:stop].reshape(shape))
             done = stop
         assert done == flat.size, f"{done} numbers for {flat.size}"
 
-    def _pictures(self, image: Image.Image, level: int) -> list[Image.Image]:
-        fill = tuple(int(m * 255) for m in self.mean)
-        return self.at(level).pictures(as_rgb(image), self.frame, RESAMPLES[self.resample], fill)
+    def _pictures(self, image: Image.Image, level: int, whole: bool = False) -> list[Image.Image]:
+        fill, rule = tuple(int(m * 255) for m in self.mean), self.at(level)
+        given = as_rgb(image), self.frame, RESAMPLES[self.resample], fill
+        return [rule.whole(*given)] if whole else rule.pictures(*given)
 
     @cached_property
     def _normalised(self) -> Pixels:
