@@ -12,7 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from vlmkit.encoders.clip import CLIP_MEAN, CLIP_STD
 from vlmkit.encoders.spec import VisionSpec
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.layouts import Frame, build_layout
 
 SIZES = [
@@ -119,18 +119,38 @@ def test_smaller_takes_fewer_patches_until_it_ends(layout):
     assert counts[-1] <= 100
 
 
+@pytest.mark.parametrize("layout", [{"type": "longest"}, {"type": "longest", "merge": 3}, {"type": "qwen"}])
+def test_smaller_never_makes_more_patches(layout):
+    frame, rule = Frame(side=512, patch=16), build_layout(layout)
+    # Of an image thinner than a group, smart_resize rounds the thin edge up: there a step of qwen may add.
+    least = 32 if layout["type"] == "qwen" else 1
+    chosen = [size for size, _ in zip(sizes(1, ratio=200), range(300)) if min(size) >= least]
+    before = [float("inf")] * len(chosen)
+    while rule is not None:
+        after = [view.rows * view.cols for size in chosen for view in rule.views(size, frame)]
+        assert all(fewer <= more for fewer, more in zip(after, before, strict=True))
+        before, rule = after, rule.smaller(frame)
+
+
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        ({"type": "qwen", "merge": 0}, "found merge 0, "),
-        ({"type": "qwen", "min_pixels": 100, "max_pixels": 50}, "min_pixels 100, max_pixels 50; "),
-        ({"type": "qwen", "min_pixels": 0}, "min_pixels of 1 or more"),
-        ({"type": "longest", "longest_edge": -1}, "found longest_edge -1, "),
-        ({"type": "longest", "merge": 0}, "merge of 1 or more"),
+        ({"type": "qwen", "merge": 0}, "qwen merge is 0; it needs a whole number of 1 or more"),
+        ({"type": "qwen", "merge": 1.5}, "qwen merge is 1.5; "),
+        ({"type": "qwen", "min_pixels": 100, "max_pixels": 50}, "min_pixels 100, more than max_pixels 50"),
+        ({"type": "qwen", "min_pixels": 0}, "qwen min_pixels is 0; "),
+        ({"type": "qwen", "max_pixels": 1e6}, "qwen max_pixels is 1000000.0; "),
+        ({"type": "longest", "longest_edge": -1}, "longest_edge is -1; it needs a whole number of 0 or more"),
+        ({"type": "longest", "longest_edge": "1024"}, "longest longest_edge is '1024'; "),
+        ({"type": "longest", "merge": 0}, "longest merge is 0; "),
+        ({"type": "native", "max_patches": True}, "native max_patches is True; "),
+        ({"type": "native", "max_patches": "256"}, "native max_patches is '256'; "),
+        ({"type": "crop", "stretch": "no"}, "crop stretch is 'no'; it needs true or false"),
+        ({"type": "crop", "rounded": 1}, "crop rounded is 1; "),
     ],
 )
 def test_wrong_options_are_explained(layout, message):
-    with pytest.raises(VlmkitError, match=message):
+    with pytest.raises(UsageError, match=message):
         build_layout(layout)
 
 

@@ -149,7 +149,7 @@ class VisionEncoder(nn.Module, ABC):
         """
         if not images:
             return np.zeros((0, self.embed_dim), np.float32)
-        return self.embed_batch(pixel_batch(self.spec, images))
+        return self.embed_batch(pixel_batch(self.spec, images, whole_only=True))
 
     @torch.no_grad()
     def embed_batch(self, batch: PixelBatch) -> NDArray[np.float32]:

@@ -72,14 +72,20 @@ class PixelBatch:
         return replace(self, pixels_N=self.pixels_N.to(device, dtype))
 
 
-def pixel_batch(spec: VisionSpec, images: Sequence[Image.Image]) -> PixelBatch:
-    """Preprocess at least one image by the spec and put the views one after the other."""
-    views = [spec.views(image.size) for image in images]
+def pixel_batch(spec: VisionSpec, images: Sequence[Image.Image], whole_only: bool = False) -> PixelBatch:
+    """Preprocess at least one image by the spec and put the views one after the other.
+
+    Args:
+        spec: Of the encoder.
+        images: In any mode.
+        whole_only: Of each image only the first view, which shows all of it: the vector needs no other.
+    """
+    views = [spec.views(image.size)[: 1 if whole_only else None] for image in images]
     counts = [sum(CHANNELS * v.height * v.width for v in own) for own in views]
     pixels_N = np.empty(sum(counts), np.float32)
     stops = list(accumulate(counts))
     for image, count, stop in zip(images, counts, stops, strict=True):
-        spec.preprocess_into(pixels_N[stop - count : stop], image)
+        spec.preprocess_into(pixels_N[stop - count : stop], image, whole=whole_only)
     owners = [i for i, own in enumerate(views) for _ in own]
     return PixelBatch.of(torch.from_numpy(pixels_N), list(chain.from_iterable(views)), owners)
 

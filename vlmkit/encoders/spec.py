@@ -139,10 +139,18 @@ class VisionSpec:
         self.preprocess_into(flat, image, level)
         return [part.reshape(shape) for part, shape in zip(np.split(flat, stops[:-1]), shapes, strict=True)]
 
-    def preprocess_into(self, flat: Pixels, image: Image.Image, level: int = 0) -> None:
-        """`preprocess` with the views one after the other in `flat`, which holds their numbers exactly."""
+    def preprocess_into(self, flat: Pixels, image: Image.Image, level: int = 0, whole: bool = False) -> None:
+        """`preprocess` with the views one after the other in `flat`, which holds their numbers exactly.
+
+        Args:
+            flat: What is written.
+            image: In any mode.
+            level: See `views`.
+            whole: Only the first view, which shows the whole image.
+        """
         done = 0
-        for view, picture in zip(self.views(image.size, level), self._pictures(image, level), strict=True):
+        views = self.views(image.size, level)[: 1 if whole else None]
+        for view, picture in zip(views, self._pictures(image, level, whole), strict=True):
             assert picture.size == (view.width, view.height), "a layout's pictures are those of its views"
             shape = (3, view.height, view.width)
             stop = done + math.prod(shape)
@@ -150,9 +158,10 @@ class VisionSpec:
             done = stop
         assert done == flat.size, f"{done} numbers for {flat.size}"
 
-    def _pictures(self, image: Image.Image, level: int) -> list[Image.Image]:
-        fill = tuple(int(m * 255) for m in self.mean)
-        return self.at(level).pictures(as_rgb(image), self.frame, RESAMPLES[self.resample], fill)
+    def _pictures(self, image: Image.Image, level: int, whole: bool = False) -> list[Image.Image]:
+        fill, rule = tuple(int(m * 255) for m in self.mean), self.at(level)
+        given = as_rgb(image), self.frame, RESAMPLES[self.resample], fill
+        return [rule.whole(*given)] if whole else rule.pictures(*given)
 
     @cached_property
     def _normalised(self) -> Pixels:

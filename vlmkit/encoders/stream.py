@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,7 @@ from vlmkit_retrieval.images import ImageError, decode_image, read_file
 from vlmkit_retrieval.types import Unreadable
 
 AnyPath = str | os.PathLike[str]
+Read = Callable[[Path], PixelBatch | Unreadable]
 # Batches of pixels in memory: the one that is encoded, and at most this many that are being read.
 AHEAD = 2
 
@@ -76,7 +78,7 @@ def embed_files(
     Raises:
         VlmkitError: The encoder has no retrieval space.
     """
-    with closing(read_files(encoder.spec, paths, batch_size, workers, draft)) as batches:
+    with closing(read_files(encoder.spec, paths, batch_size, workers, draft, whole_only=True)) as batches:
         for read, pixels, failures in batches:
             none = np.zeros((0, encoder.embed_dim), np.float32)
             yield EmbeddedFiles(read, none if pixels is None else encoder.embed_batch(pixels), failures)
@@ -88,6 +90,7 @@ def read_files(
     batch_size: int = 32,
     workers: int = 2,
     draft: float = 0.0,
+    whole_only: bool = False,
 ) -> Generator[ReadFiles, None, None]:
     """Decode and preprocess files ahead of who takes the batches; closing the iterator ends the threads.
 
@@ -103,23 +106,25 @@ def read_files(
             `draft` times the pixels that the view needs; 0 for never. 3 changes pixels about as much as
             saving the file once more at quality 95. They are not those of `decode_image`, so use it only
             where nothing is compared with vectors made without it.
+        whole_only: See `pixel_batch`.
 
     Raises:
         UsageError: `batch_size`, `workers` or `draft` does not fit.
     """
     edge = _check(spec, batch_size, workers, draft)
     # Checked here and not with the first batch: what follows is a generator.
-    return _batches(spec, iter(paths), batch_size, ThreadPoolExecutor(workers, "vlmkit-read"), edge)
+    read = partial(_read, spec, edge, whole_only)
+    return _batches(read, iter(paths), batch_size, ThreadPoolExecutor(workers, "vlmkit-read"))
 
 
 def _batches(
-    spec: VisionSpec, paths: Iterator[AnyPath], batch_size: int, pool: ThreadPoolExecutor, edge: int
+    read: Read, paths: Iterator[AnyPath], batch_size: int, pool: ThreadPoolExecutor
 ) -> Generator[ReadFiles, None, None]:
     waiting: deque[tuple[Path, Future[PixelBatch | Unreadable]]] = deque()
 
     def submit(count: int) -> None:
         for path in map(Path, islice(paths, count)):
-            waiting.append((path, pool.submit(_read, spec, path, edge)))
+            waiting.append((path, pool.submit(read, path)))
 
     try:
         submit(AHEAD * batch_size)
@@ -134,13 +139,13 @@ def _batches(
         pool.shutdown(cancel_futures=True)
 
 
-def _read(spec: VisionSpec, path: Path, edge: int) -> PixelBatch | Unreadable:
-    """One file; `edge` as in `decode_image`."""
+def _read(spec: VisionSpec, edge: int, whole_only: bool, path: Path) -> PixelBatch | Unreadable:
+    """One file; `edge` as in `decode_image`, `whole_only` as in `pixel_batch`."""
     try:
         image = decode_image(read_file(path), edge)
     except ImageError as error:
         return Unreadable(str(path), str(error))
-    return pixel_batch(spec, [image])
+    return pixel_batch(spec, [image], whole_only)
 
 
 def _gather(done: list[tuple[Path, PixelBatch | Unreadable]]) -> ReadFiles:

@@ -96,12 +96,16 @@ class AnyRes(Layout):
         shown = image_size if self.unpad else (cols, rows)
         return Alone(0), Mosaic(1, rows, cols, shown, self.max_tiles, self.newline)
 
+    def whole(self, image: Image.Image, frame: Frame, resample: Image.Resampling, fill: Fill) -> Image.Image:
+        """See `Layout.whole`."""
+        return stretch(image, (frame.side, frame.side), resample)
+
     def pictures(
         self, image: Image.Image, frame: Frame, resample: Image.Resampling, fill: Fill
     ) -> list[Image.Image]:
         """See `Layout.pictures`; padding is black, not the mean colour, as in LLaVA."""
         side = frame.side
-        whole = stretch(image, (side, side), resample)
+        whole = self.whole(image, frame, resample, fill)
         cols, rows = self.canvas(image.size, frame)
         if not rows:
             return [whole]

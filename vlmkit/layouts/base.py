@@ -126,6 +126,10 @@ class Layout(ABC):
             fill: The encoder's mean colour.
         """
 
+    def whole(self, image: Image.Image, frame: Frame, resample: Image.Resampling, fill: Fill) -> Image.Image:
+        """The first of `pictures`, which shows the whole image; a layout may make it without the others."""
+        return self.pictures(image, frame, resample, fill)[0]
+
     def features(self, image_size: Size, frame: Frame) -> tuple[View, ...]:
         """The views as the connector gets them: `views`, unless several scales are joined to one."""
         return self.views(image_size, frame)

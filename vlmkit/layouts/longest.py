@@ -8,9 +8,9 @@ from typing import ClassVar, Self
 
 from PIL import Image
 
-from vlmkit.errors import UsageError
 from vlmkit.layouts.base import Fill, Frame, Layout, Size, View
 from vlmkit.layouts.native import FEWEST, STEP
+from vlmkit.layouts.options import check_whole
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,8 @@ class Longest(Layout):
     merge: int = 1
 
     def __post_init__(self) -> None:
-        if self.longest_edge < 0 or self.merge < 1:
-            raise UsageError(
-                f"layout 'longest': found longest_edge {self.longest_edge}, merge {self.merge}; give "
-                "longest_edge of 1 or more (0 for the encoder's side) and merge of 1 or more"
-            )
+        check_whole("longest longest_edge", self.longest_edge, 0)
+        check_whole("longest merge", self.merge, 1)
 
     def views(self, image_size: Size, frame: Frame) -> tuple[View, ...]:
         """See `Layout.views`."""

@@ -10,6 +10,7 @@ from PIL import Image
 
 from vlmkit.errors import UsageError
 from vlmkit.layouts.base import Fill, Frame, Layout, Size, View
+from vlmkit.layouts.options import check_whole
 
 # Precision of the search for the scale of a native view, as in the reference.
 EPSILON = 1e-5
@@ -29,6 +30,9 @@ class Native(Layout):
     summary: ClassVar[str] = "resize to the grid of at most max_patches nearest in shape (NaFlex)"
     whole: ClassVar[bool] = True
     max_patches: int = 0
+
+    def __post_init__(self) -> None:
+        check_whole("native max_patches", self.max_patches, 0)
 
     def budget(self, frame: Frame) -> int:
         """Most patches of a view.

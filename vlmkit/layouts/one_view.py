@@ -8,6 +8,7 @@ from typing import ClassVar
 from PIL import Image
 
 from vlmkit.layouts.base import Fill, Frame, Layout, Size, View
+from vlmkit.layouts.options import check_flag
 
 
 class OneSquare(Layout):
@@ -52,6 +53,10 @@ class Crop(OneSquare):
     summary: ClassVar[str] = "shortest edge to the side, then the centre square (CLIP)"
     stretch: bool = False
     rounded: bool = False
+
+    def __post_init__(self) -> None:
+        check_flag("crop stretch", self.stretch)
+        check_flag("crop rounded", self.rounded)
 
     def pictures(
         self, image: Image.Image, frame: Frame, resample: Image.Resampling, fill: Fill

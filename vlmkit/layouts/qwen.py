@@ -11,6 +11,7 @@ from PIL import Image
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.layouts.base import Fill, Frame, Layout, Size, View
 from vlmkit.layouts.native import FEWEST, STEP
+from vlmkit.layouts.options import check_whole
 
 # An image that is longer than this many times its width is refused, as in the reference.
 LONGEST = 200
@@ -35,10 +36,12 @@ class Qwen(Layout):
     max_pixels: int = 12_845_056
 
     def __post_init__(self) -> None:
-        if self.merge < 1 or not 0 < self.min_pixels <= self.max_pixels:
+        check_whole("qwen merge", self.merge, 1)
+        check_whole("qwen min_pixels", self.min_pixels, 1)
+        check_whole("qwen max_pixels", self.max_pixels, 1)
+        if self.min_pixels > self.max_pixels:
             raise UsageError(
-                f"layout 'qwen': found merge {self.merge}, min_pixels {self.min_pixels}, max_pixels "
-                f"{self.max_pixels}; give merge of 1 or more, and min_pixels of 1 or more up to max_pixels"
+                f"layout qwen has min_pixels {self.min_pixels}, more than max_pixels {self.max_pixels}"
             )
 
     def views(self, image_size: Size, frame: Frame) -> tuple[View, ...]:

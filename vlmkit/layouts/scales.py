@@ -47,6 +47,10 @@ class Scales(Layout):
         """See `Layout.features`: all scales on the grid of the first."""
         return (frame.square(),)
 
+    def whole(self, image: Image.Image, frame: Frame, resample: Image.Resampling, fill: Fill) -> Image.Image:
+        """See `Layout.whole`."""
+        return stretch(image, (frame.side, frame.side), resample)
+
     def pictures(
         self, image: Image.Image, frame: Frame, resample: Image.Resampling, fill: Fill
     ) -> list[Image.Image]:

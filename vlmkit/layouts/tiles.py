@@ -59,12 +59,16 @@ class Tiles(Layout):
         last = [Alone(0)] if self.thumbnail or not tiles else []
         return (*map(Alone, tiles), *last)
 
+    def whole(self, image: Image.Image, frame: Frame, resample: Image.Resampling, fill: Fill) -> Image.Image:
+        """See `Layout.whole`."""
+        return stretch(image, (frame.side, frame.side), resample)
+
     def pictures(
         self, image: Image.Image, frame: Frame, resample: Image.Resampling, fill: Fill
     ) -> list[Image.Image]:
         """See `Layout.pictures`."""
         cols, rows = self.grid(image.size, frame)
-        whole = stretch(image, (frame.side, frame.side), resample)
+        whole = self.whole(image, frame, resample, fill)
         if rows * cols == 1:
             return [whole]
         return [whole, *cut(stretch(image, (cols * frame.side, rows * frame.side), resample), frame.side)]

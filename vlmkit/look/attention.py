@@ -103,9 +103,9 @@ class _OnePatchChanged(VisionSpec):
     row: int = 0
     col: int = 0
 
-    def preprocess_into(self, flat: Pixels, image: Image.Image, level: int = 0) -> None:
+    def preprocess_into(self, flat: Pixels, image: Image.Image, level: int = 0, whole: bool = False) -> None:
         """See `VisionSpec.preprocess_into`."""
-        super().preprocess_into(flat, image, level)
+        super().preprocess_into(flat, image, level, whole)
         first, side = self.views(image.size, level)[0], self.patch_size
         pixels_CHW = flat[: 3 * first.height * first.width].reshape(3, first.height, first.width)
         edge = max(1, side // 8)
