@@ -107,7 +107,7 @@ class Layout(ABC):
     # Whether a learned newline token is part of what `pieces` states.
     newline: bool = False
     # Whether the only view shows the whole image from edge to edge, whatever its grid.
-    whole: ClassVar[bool] = False
+    edge_to_edge: ClassVar[bool] = False
 
     @abstractmethod
     def views(self, image_size: Size, frame: Frame) -> tuple[View, ...]:
@@ -148,7 +148,7 @@ class Layout(ABC):
             frame: Of the encoder with this layout.
             other, others: Layout and frame of the other encoder.
         """
-        return (self.whole and other.whole) or (self == other and frame.side == others.side)
+        return (self.edge_to_edge and other.edge_to_edge) or (self == other and frame.side == others.side)
 
     def smaller(self, frame: Frame) -> Self | None:
         """The next rule of the same kind that takes fewer tokens of a large image; None if there is none.

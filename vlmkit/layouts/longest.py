@@ -26,7 +26,7 @@ class Longest(Layout):
     """
 
     summary: ClassVar[str] = "scale down to longest_edge, edges rounded up to whole patches (Pixtral)"
-    whole: ClassVar[bool] = True
+    edge_to_edge: ClassVar[bool] = True
     longest_edge: int = 0
     merge: int = 1
 

@@ -28,7 +28,7 @@ class Native(Layout):
     """
 
     summary: ClassVar[str] = "resize to the grid of at most max_patches nearest in shape (NaFlex)"
-    whole: ClassVar[bool] = True
+    edge_to_edge: ClassVar[bool] = True
     max_patches: int = 0
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ class OneSquare(Layout):
         """See `Layout.agrees`: of sides of any size, if as much is cut off."""
         cut, others_cut = ((f.shortest_edge or f.side, f.side) for f in (frame, others))
         same_cut = cut[0] * others_cut[1] == others_cut[0] * cut[1]
-        return (self.whole and other.whole) or (self == other and same_cut)
+        return (self.edge_to_edge and other.edge_to_edge) or (self == other and same_cut)
 
     def views(self, image_size: Size, frame: Frame) -> tuple[View, ...]:
         """See `Layout.views`."""
@@ -30,7 +30,7 @@ class Square(OneSquare):
     """Resize to a square; the aspect ratio is not kept. SigLIP's own preprocessing."""
 
     summary: ClassVar[str] = "resize to a square, aspect ratio not kept"
-    whole: ClassVar[bool] = True
+    edge_to_edge: ClassVar[bool] = True
 
     def pictures(
         self, image: Image.Image, frame: Frame, resample: Image.Resampling, fill: Fill

@@ -30,7 +30,7 @@ class Qwen(Layout):
     """
 
     summary: ClassVar[str] = "own proportions between min_pixels and max_pixels (Qwen-VL)"
-    whole: ClassVar[bool] = True
+    edge_to_edge: ClassVar[bool] = True
     merge: int = 2
     min_pixels: int = 56 * 56
     max_pixels: int = 12_845_056

@@ -27,7 +27,7 @@ class Scales(Layout):
     """
 
     summary: ClassVar[str] = "squares of several sizes, features joined by channel (S2)"
-    whole: ClassVar[bool] = True
+    edge_to_edge: ClassVar[bool] = True
     scales: tuple[int, ...] = (1, 2)
 
     def __post_init__(self) -> None:
