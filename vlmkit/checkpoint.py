@@ -22,6 +22,8 @@ from transformers import PreTrainedModel
 from vlmkit.errors import UsageError, VlmkitError
 
 MANIFEST = "vlmkit.json"
+# Of a model of ours, in its config.json; see `VLMConfig`.
+MODEL_TYPE = "vlmkit"
 KEEP = 2
 
 
@@ -49,12 +51,43 @@ def read_run(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def other_model(path: str | Path) -> str | None:
+    """The `model_type` of the plain Hugging Face checkpoint in a folder; None where there is none.
+
+    Raises:
+        VlmkitError: config.json is damaged.
+    """
+    config = Path(path) / "config.json"
+    if not config.is_file():
+        return None
+    try:
+        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (AttributeError, ValueError) as error:
+        raise VlmkitError(f"{config} is damaged ({error})") from None
+    return None if kind == MODEL_TYPE else str(kind)
+
+
+def no_run(path: str | Path, kind: str, family: str = "FAMILY") -> UsageError:
+    """An error for a plain checkpoint where a run is asked for.
+
+    Args:
+        path: Its folder.
+        kind: Its `model_type`.
+        family: The encoder that takes it, where one is known.
+    """
+    hint = " (`vlmkit list encoders` shows the families)" if family == "FAMILY" else ""
+    return UsageError(f"{path} is a {kind!r} checkpoint, no run; name its encoder: {family}:{path}{hint}")
+
+
 def require_model(path: str | Path) -> None:
     """Check that a directory holds a whole model: a finished run, or what `save_pretrained` wrote.
 
     Raises:
         UsageError: It is neither; a run that has not finished says how to finish it.
     """
+    kind = other_model(path)
+    if kind is not None:
+        raise no_run(path, kind)
     saved = (Path(path) / "config.json").is_file()
     if saved and not (Path(path) / MANIFEST).exists():
         return

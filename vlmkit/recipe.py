@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -308,6 +308,14 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = (), check: BlockChe
         lines = "".join(f"\n  {p}" for p in problems)
         raise UsageError(f"{path}: {len(problems)} error{'s' * (len(problems) > 1)}{lines}")
     return recipe
+
+
+def read_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """Options from `key=value` texts; see `apply_override`."""
+    options: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(options, override)
+    return options
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:

@@ -32,6 +32,7 @@ SURFACE = {
     "look": {
         "model",
         "image",
+        "overrides",
         "--output",
         "-o",
         "--only",

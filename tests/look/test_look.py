@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from vlmkit.cli import main
+from vlmkit.embedders import load_encoder
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.look import Options, look
 from vlmkit.look.attention_panel import attention_panel
@@ -163,6 +164,14 @@ def test_the_command_writes_a_png(weights, gradient, tmp_path, capsys, arguments
     assert len(picture.convert("RGB").getcolors(10**6)) > 100
 
 
+def test_options_of_the_encoder_are_taken(weights, gradient, tmp_path, capsys):
+    gradient((60, 40)).save(tmp_path / "photo.png")
+    argv = [str(tmp_path / "photo.png"), "-o", str(tmp_path / "x.png"), "--only", "image,pca"]
+    assert main(["look", weights, *argv, "layout=pad", "layer=0"]) == 0
+    assert load_encoder(weights, layout="pad", layer=0).spec.layer == 0
+    assert capsys.readouterr().out.endswith("x.png: image, pca\n")
+
+
 BAD = [
     (["clip"], 2, "without weights is random"),
     (["nothing"], 2, "FAMILY:WEIGHTS"),
@@ -171,6 +180,8 @@ BAD = [
     (["W", "--only", "atention"], 2, "did you mean 'attention'"),
     (["W", "--token", "2"], 2, "give --question"),
     (["W", "--head", "9"], 2, "no head 9"),
+    (["W", "widht=3"], 2, "unknown option of encoder 'clip': 'widht'"),
+    (["weights"], 2, "weights is a 'clip_vision_model' checkpoint, no run; name its encoder: clip:weights"),
     (["W", "--at", "1,900"], 2, "not in the image of 60 x 40"),
     (["W", "-o", "no/folder/x.png"], 2, "does not exist"),
     (["W", "-o", "x.gif"], 2, ".png"),

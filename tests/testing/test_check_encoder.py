@@ -287,6 +287,12 @@ class CallsHome(Right):
         return super().forward(batch)
 
 
+class SquaresAreRefused(Right):
+    def check_views(self):
+        if self.spec.layout != "native":
+            raise UsageError("native alone")
+
+
 BROKEN = {
     ClsIsReturned: "forward",
     WidthIsWrong: "forward",
@@ -294,6 +300,7 @@ BROKEN = {
     ClsForTheFirstPatch: "order",
     ColumnByColumn: "order",
     GridsTransposed: "grids",
+    SquaresAreRefused: "grids",
     PicturesOnTheirSide: "views",
     UnnormalisedPixels: "pixels",
     BlueForRed: "pixels",
@@ -336,6 +343,37 @@ def test_a_mistake_is_found_by_its_check_alone(broken, monkeypatch):
     assert report.failed == (BROKEN[broken],), str(report)
     with pytest.raises(AssertionError, match=rf"{BROKEN[broken]}\s+failed"):
         report.raise_for_failures()
+
+
+class WithoutLayout(VisionEncoder):
+    """Squares of 32 pixels, by a convolution; it has no argument `layout`."""
+
+    family = "squares"
+
+    def __init__(self, weights=None):
+        super().__init__({}, None, weights)
+        self.spec = VisionSpec(32, PATCH, WIDTH)
+        self.stem = nn.Conv2d(3, WIDTH, PATCH, PATCH)
+
+    tiny_options = Right.tiny_options
+    load = Right.load
+
+    def forward(self, batch):
+        patches = self.stem(batch.pixels_ICHW).flatten(2).transpose(1, 2)
+        return VisionFeatures(patches.flatten(0, 1), batch.grids_I2, batch.image_of_view_I)
+
+
+def test_an_encoder_without_the_argument_is_tried_in_other_layouts_too():
+    class OneViewAnImage(WithoutLayout):
+        def forward(self, batch):
+            images = int(batch.image_of_view_I.max()) + 1
+            patches = self.stem(batch.pixels_ICHW[:images]).flatten(2).transpose(1, 2)
+            return VisionFeatures(patches.flatten(0, 1), batch.grids_I2, batch.image_of_view_I)
+
+    right, wrong = (check_encoder(cls, only=["grids"]).rows[-1] for cls in (WithoutLayout, OneViewAnImage))
+    assert right.status == "passed" and "split" in right.measured.partition("refused")[0]
+    assert "native" in right.measured.partition("refused")[2]
+    assert wrong.status == "failed" and "in layout anyres: raised" in wrong.measured
 
 
 def test_every_check_has_a_mistake():

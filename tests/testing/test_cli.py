@@ -117,6 +117,24 @@ def test_what_cannot_be_checked_is_one_line(cli, tmp_path, monkeypatch, argv, sa
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("vit", "a 'vit' checkpoint, no run; name its encoder: hf_vit:."),
+        ("siglip2", "name its encoder: siglip2_naflex:."),
+        ("bert", "name its encoder: FAMILY:. (`vlmkit list encoders`"),
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["layer=1"]])
+def test_a_plain_checkpoint_is_no_run_and_its_encoder_is_named(
+    cli, tmp_path, monkeypatch, kind, says, options
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    code, _, err = cli("encoder", "check", ".", *options)
+    assert code == 2 and says in err
+
+
 def test_list_has_a_line_for_every_hub_id(cli):
     """From bundled shapes: in seconds, and nothing is wrapped or cut off, so that grep finds whole lines."""
     start = time.process_time()

@@ -30,13 +30,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exit code 1 says that a check failed."""
     from vlmkit.cli.console import quiet_loading, write_json
-    from vlmkit.recipe import apply_override
+    from vlmkit.recipe import read_overrides
 
     quiet_loading()
-    options: dict[str, Any] = {}
-    for override in args.overrides:
-        apply_override(options, override)
-    report = _check(args.encoder, options)
+    report = _check(args.encoder, read_overrides(args.overrides))
     if args.json:
         write_json(report.as_dict())
     else:
@@ -48,14 +45,11 @@ def _check(name: str, options: dict[str, Any]) -> Report:
     """Check what a name stands for."""
     from vlmkit.embedders import load_encoder
     from vlmkit.encoders import ENCODERS, encoder_class
-    from vlmkit.errors import UsageError
     from vlmkit.testing import check_encoder
 
     family, _, weights = name.partition(":")
     if Path(name).is_dir():
-        if options:
-            raise UsageError(f"{name} is a run, its options are stored; leave out {', '.join(options)}")
-        return check_encoder(load_encoder(name))
+        return check_encoder(load_encoder(name, **options))
     if family in ENCODERS and weights:
         return _check_weights(family, {**options, "weights": weights})
     return check_encoder(encoder_class(name), options or None)

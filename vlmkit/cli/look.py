@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlmkit.cli.ask import positive
 from vlmkit.errors import UsageError
@@ -19,6 +19,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vlmkit look`."""
     parser.add_argument("model", metavar="RUN|FAMILY:WEIGHTS", help="a run's directory, or an encoder")
     parser.add_argument("image", metavar="IMAGE", help="an image file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="options of an encoder by name, as in a recipe"
+    )
     parser.add_argument("-o", "--output", default="look.png", metavar="PNG", help="the picture (look.png)")
     parser.add_argument(
         "--only", type=names, metavar="PANELS", help="image,pca,attention,similarity,positions,answer"
@@ -45,9 +48,10 @@ def run(args: argparse.Namespace) -> int:
     """Load, look, draw; say what was drawn, and on stderr what was not and why."""
     _check(args)
     from vlmkit.data.sample import open_image
+    from vlmkit.recipe import read_overrides
 
     image = open_image(args.image)
-    model = _load(args.model, whole=args.question is not None)
+    model = _load(args.model, read_overrides(args.overrides), whole=args.question is not None)
     from vlmkit.look import Options, look
 
     options = Options(
@@ -77,7 +81,7 @@ def _check(args: argparse.Namespace) -> None:
         )
 
 
-def _load(reference: str, whole: bool) -> VisionEncoder | VLM:
+def _load(reference: str, options: dict[str, Any], whole: bool) -> VisionEncoder | VLM:
     """The encoder alone, or with `whole` the model that a question needs."""
     from vlmkit.cli.ask import load_model
     from vlmkit.cli.console import quiet_loading
@@ -85,11 +89,13 @@ def _load(reference: str, whole: bool) -> VisionEncoder | VLM:
 
     quiet_loading()
     if not whole:
-        return load_encoder(reference)
+        return load_encoder(reference, **options)
     if not Path(reference).is_dir():
         raise UsageError(
             f"--question needs the run of a model with a language model; {reference!r} is no directory"
         )
+    if options:
+        raise UsageError(f"{reference} is a run, its options are stored; leave out {', '.join(options)}")
     return load_model(reference, None)
 
 

@@ -35,6 +35,11 @@ ENCODERS: dict[str, str] = {
     "transformers": "vlmkit.encoders.any_transformers:TransformersEncoder",
     "vit": "vlmkit.encoders.vit:ViT",
 }
+# `model_type` of transformers to the family, where its class states no `model_types` (see `hf_facts.py`).
+OTHER_TYPES = {
+    "siglip2": "siglip2_naflex", "siglip2_vision_model": "siglip2_naflex", "pixtral": "pixtral",
+    "qwen2_5_vl": "qwen2_5_vl", "qwen3_vl": "qwen3_vl",
+}  # fmt: skip
 
 
 def encoder_class(name: str) -> type[VisionEncoder]:
@@ -50,4 +55,15 @@ def encoder_class(name: str) -> type[VisionEncoder]:
     return load_class(ENCODERS.get(name, name), VisionEncoder)  # type: ignore[type-abstract]
 
 
-__all__ = ["ENCODERS", "encoder_class"]
+def family_of(model_type: str) -> str | None:
+    """The encoder that takes a checkpoint of transformers' `model_type`; None where none is stated to."""
+    if model_type in OTHER_TYPES:
+        return OTHER_TYPES[model_type]
+    for name in ENCODERS:
+        cls = encoder_class(name)
+        if model_type in (*getattr(cls, "model_types", ()), getattr(cls, "whole_type", "")):
+            return name
+    return None
+
+
+__all__ = ["ENCODERS", "encoder_class", "family_of"]

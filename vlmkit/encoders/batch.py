@@ -23,6 +23,10 @@ from vlmkit_connectors import VisionFeatures
 CHANNELS = 3
 
 
+class SeveralSizesError(VlmkitError):
+    """Views of several sizes where the tower takes those of one."""
+
+
 @dataclass(frozen=True)
 class PixelBatch:
     """Views of a batch of images, in order of their image, that of the whole image first; nothing is padded.
@@ -56,12 +60,12 @@ class PixelBatch:
         """All views as one tensor, for towers whose views are all of one size; no copy.
 
         Raises:
-            VlmkitError: They are not.
+            SeveralSizesError: They are not.
         """
         sizes = sorted(set(map(tuple, self.sizes_I2.tolist())))
         if len(sizes) != 1:
             found = ", ".join(f"{height}x{width}" for height, width in sizes[:5])
-            raise VlmkitError(
+            raise SeveralSizesError(
                 f"this encoder takes views of one size, the layout makes {found}; use a layout of square "
                 "views (square, crop, pad), or one image at a time"
             )
@@ -128,12 +132,12 @@ def joined(parts: Sequence[tuple[list[int], VisionFeatures]], batch: PixelBatch)
         if seen.pooled_BE is not None:
             vectors.update(zip(of_views, seen.pooled_BE, strict=True))
     patches_TV = torch.cat([patches[i] for i in range(len(patches))])
-    pooled_BE = torch.stack([vectors[i] for i in _firsts(batch.image_of_view_I)]) if vectors else None
+    pooled_BE = torch.stack([vectors[i] for i in first_indices(batch.image_of_view_I)]) if vectors else None
     return VisionFeatures(patches_TV, batch.grids_I2, batch.image_of_view_I, pooled_BE)
 
 
-def _firsts(image_of_view_I: Tensor) -> list[int]:
-    """Index of each image's first view."""
+def first_indices(image_of_view_I: Tensor) -> list[int]:
+    """Index of each image's first view, which shows the whole image."""
     owners = image_of_view_I.tolist()
     return [i for i, owner in enumerate(owners) if i == 0 or owner != owners[i - 1]]
 
@@ -145,5 +149,5 @@ def first_patches(hidden_IPV: Tensor, prefix_tokens: int) -> Tensor:
 
 def first_views(hidden_IPV: Tensor, image_of_view_I: Tensor) -> Tensor:
     """Tokens of each image's first view, which shows the whole image: (I, P, V) to (B, P, V)."""
-    firsts = _firsts(image_of_view_I)
+    firsts = first_indices(image_of_view_I)
     return hidden_IPV if len(firsts) == len(hidden_IPV) else hidden_IPV[firsts]

@@ -14,11 +14,9 @@ from torch import Tensor
 
 from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.batch import PixelBatch, by_size, first_patches, first_views, joined
+from vlmkit.encoders.colours import HALF, IMAGENET_MEAN, IMAGENET_STD
 from vlmkit.encoders.hf_facts import (
     DROPOUTS,
-    HALF,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     NO_MASK,
     NOTHING,
     VIT_FIELDS,

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+from vlmkit.encoders.colours import IMAGENET_MEAN, IMAGENET_STD, RGB
 from vlmkit.encoders.spec import Resample, Stated
 from vlmkit.encoders.tower import stated
 from vlmkit.errors import UsageError
 
-RGB = tuple[float, float, float]
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HALF = (0.5, 0.5, 0.5)
 # Fields that the configurations of most transformers of this library have.
 VIT_FIELDS = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size",

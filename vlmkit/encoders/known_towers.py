@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vlmkit.encoders.colours import IMAGENET
+
 
 @dataclass(frozen=True)
 class Known:
@@ -36,7 +38,6 @@ def size(width: int, hidden: int, depth: int, heads: int) -> dict[str, Any]:
 TINY, SMALL = size(192, 768, 12, 3), size(384, 1536, 12, 6)
 BASE, LARGE, HUGE = size(768, 3072, 12, 12), size(1024, 4096, 24, 16), size(1280, 5120, 32, 16)
 DEIT = {"layout": "crop", "image_size": 224, "shortest_edge": 256, "resample": "bicubic"}
-IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 AIMV2 = size(1024, 2816, 24, 8)
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
 from vlmkit.encoders.base import VisionEncoder
-from vlmkit.encoders.batch import PixelBatch
-from vlmkit.encoders.hf import HALF
+from vlmkit.encoders.batch import PixelBatch, first_indices
+from vlmkit.encoders.colours import HALF
 from vlmkit.encoders.hub import load_checkpoint, read_processor
 from vlmkit.encoders.packed import by_length
 from vlmkit.encoders.packed_layers import SplitAttention, blocks_above, shortened
@@ -165,9 +165,8 @@ def flat_patches(batch: PixelBatch, patch_size: int) -> Tensor:
 
 def first_of_images(tokens_TV: Tensor, lengths: Sequence[int], image_of_view_I: Tensor) -> list[Tensor]:
     """The tokens (N, V) of each image's first view, which shows the whole image."""
-    owners = image_of_view_I.tolist()
     views = torch.split(tokens_TV, list(lengths))
-    return [view for i, view in enumerate(views) if i == 0 or owners[i] != owners[i - 1]]
+    return [views[i] for i in first_indices(image_of_view_I)]
 
 
 def _without_head(config: Any, blocks: int) -> Any:

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.batch import PixelBatch
+from vlmkit.encoders.colours import HALF
 from vlmkit.encoders.spec import Resample, Stated, VisionSpec, hidden_state_index
 from vlmkit.encoders.vit_block import Block, Place, joined
 from vlmkit.encoders.vit_config import read_options
@@ -42,7 +43,6 @@ from vlmkit.encoders.vit_parts import INIT_STD, ConvStem, MapHead, PatchStem, no
 from vlmkit.encoders.vit_positions import Rope, resized, rope_2d, sincos_2d
 from vlmkit_connectors import Grid, VisionFeatures
 
-HALF = (0.5, 0.5, 0.5)
 # These are always part of the stored configuration, the others where they are not as by default: so a run
 # from before an option existed keeps its configuration and its fingerprint.
 ALWAYS = (

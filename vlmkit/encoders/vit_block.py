@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlmkit.encoders.batch import first_patches, first_views
+from vlmkit.encoders.batch import first_indices, first_patches, first_views
 from vlmkit.encoders.packed import packed_attention
 from vlmkit.encoders.vit_parts import mlp_layers, norm_layer
 from vlmkit.encoders.vit_positions import Rope, rotated
@@ -50,9 +50,8 @@ class Place:
         """Tokens of each image's first view, as batches (I, P, V) of one view or more, in order."""
         if self.lengths is None:
             return [first_views(x, image_of_view_I)]
-        images = image_of_view_I.tolist()
         views = _split(x, self.lengths)
-        return [view_PV[None] for i, view_PV in enumerate(views) if i == 0 or images[i] != images[i - 1]]
+        return [views[i][None] for i in first_indices(image_of_view_I)]
 
 
 ONE_SIZE = Place()

@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vlmkit.encoders.colours import IMAGENET
 from vlmkit.encoders.hub import read_config, read_processor
 from vlmkit.encoders.processors import stated_crop, stated_pixels
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.weights import resolve_weights
-
-IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
 def stored_file(weights: str, name: str) -> Path | None:

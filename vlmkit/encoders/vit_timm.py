@@ -12,8 +12,8 @@ from typing import Any
 
 from safetensors import safe_open
 
+from vlmkit.encoders.colours import IMAGENET
 from vlmkit.encoders.timm_pixels import stated_pixels
-from vlmkit.encoders.vit_config import IMAGENET
 from vlmkit.encoders.vit_load import stored_files
 from vlmkit.errors import UsageError, VlmkitError
 

@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 from vlmkit.encoders.base import VisionEncoder
-from vlmkit.encoders.batch import PixelBatch, pixel_batch
-from vlmkit.errors import VlmkitError
+from vlmkit.encoders.batch import PixelBatch, SeveralSizesError, pixel_batch
 from vlmkit.testing.report import Outcome, at_most, judged, skipped
 from vlmkit.testing.subject import ROUNDING, Subject, features_gap, look, photos
 from vlmkit.testing.twin import gap, picture
@@ -42,7 +41,7 @@ def packing(subject: Subject) -> Outcome:
         encoder = other
     try:
         return _alone_and_together(encoder, [picture(size, seed) for seed, size in enumerate(SEVERAL)])
-    except VlmkitError as error:
+    except SeveralSizesError as error:
         return skipped(f"refuses a batch of several sizes: {str(error).partition(';')[0]}")
 
 

@@ -16,7 +16,7 @@ from vlmkit.errors import VlmkitError
 from vlmkit.testing.report import Outcome, judged, skipped
 from vlmkit.testing.subject import Subject, look, photos
 from vlmkit.testing.twin import gap, picture, sizes
-from vlmkit.testing.variants import WIDE, in_layout, oblong, other_layouts
+from vlmkit.testing.variants import WIDE, in_layout, is_large, oblong, other_layouts
 
 # Patches that are perturbed, how often, by how much. A stem of overlapping convolutions sees a patch by two
 # tokens nearly alike: the one at its place may lose to its neighbour by a little.
@@ -44,15 +44,19 @@ def forward(subject: Subject) -> Outcome:
 def grids(subject: Subject) -> Outcome:
     """In each layout that the encoder takes, pictures of any size have the grids that the spec states."""
     own = subject.encoder
-    others = {name: in_layout(subject, name) for name in other_layouts(subject)}
-    refused = [name for name, encoder in others.items() if encoder is None]
-    taken = {name: encoder for name, encoder in others.items() if encoder is not None}
-    wrong = _wrong_grids(own, OWN_SIZES)
-    for encoder in taken.values():
-        wrong += _wrong_grids(encoder, OTHER_SIZES)
-    seen = OWN_SIZES + OTHER_SIZES * len(taken)
-    measured = f"{len(wrong)} of {seen} differ in {', '.join([type(own.spec.rule).__name__.lower(), *taken])}"
+    taken, wrong = [type(own.spec.rule).__name__.lower()], _wrong_grids(own, OWN_SIZES)
+    refused: list[str] = []
+    for name in other_layouts(subject):
+        try:
+            encoder = in_layout(subject, name)
+        except VlmkitError as error:
+            wrong.append(str(error))
+            continue
+        (refused if encoder is None else taken).append(name)
+        wrong += [] if encoder is None else _wrong_grids(encoder, OTHER_SIZES)
+    measured = f"{len(wrong)} of {OWN_SIZES + OTHER_SIZES * (len(taken) - 1)} differ in {', '.join(taken)}"
     measured += f", first {wrong[0]}" if wrong else ""
+    measured += "; too large to be tried in other layouts" if is_large(subject) else ""
     return judged(not wrong, measured + (f"; refused: {', '.join(refused)}" if refused else ""), "0")
 
 
