@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from PIL import Image
 
@@ -138,6 +138,10 @@ class Layout(ABC):
         A view that no piece names is encoded for the retrieval vector alone.
         """
         return tuple(Alone(i) for i in range(len(self.features(image_size, frame))))
+
+    def tiny_options(self) -> dict[str, Any]:
+        """Options for an encoder at tiny size: in place of sizes in pixels or patches, such as fit to it."""
+        return {}
 
     def smaller(self, frame: Frame) -> Self | None:
         """The next rule of the same kind that takes fewer tokens of a large image; None if there is none.
