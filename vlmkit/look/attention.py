@@ -103,14 +103,15 @@ class _OnePatchChanged(VisionSpec):
     row: int = 0
     col: int = 0
 
-    def preprocess(self, image: Image.Image, level: int = 0) -> list[Pixels]:
-        """See `VisionSpec.preprocess`."""
-        views, side = super().preprocess(image, level), self.patch_size
+    def preprocess_into(self, flat: Pixels, image: Image.Image, level: int = 0, whole: bool = False) -> None:
+        """See `VisionSpec.preprocess_into`."""
+        super().preprocess_into(flat, image, level, whole)
+        view, side = self.views(image.size, level)[0], self.patch_size
+        first_CHW = flat[: 3 * view.height * view.width].reshape(3, view.height, view.width)
         edge = max(1, side // 8)
         noise = np.random.default_rng(0).normal(0, 8, (3, edge, edge))
         top, left = self.row * side, self.col * side
-        views[0][:, top : top + edge, left : left + edge] += noise.astype(np.float32)
-        return views
+        first_CHW[:, top : top + edge, left : left + edge] += noise.astype(np.float32)
 
 
 def layer_maps(rows: Rows, head: int | None = None) -> Iterator[Tensor]:
