@@ -9,11 +9,24 @@ from PIL import Image
 from vlmkit import VLM
 from vlmkit.assemble import check_blocks
 from vlmkit.cli import main
+from vlmkit.encoders import encoder_class
 from vlmkit.errors import UsageError
-from vlmkit.recipe import load_recipe
+from vlmkit.layouts import build_layout
+from vlmkit.recipe import Recipe, load_recipe
 from vlmkit.recipe_files import bundled_recipes
+from vlmkit.splice import count_tokens
 from vlmkit.tiny import SAMPLE, tiny_runs
+from vlmkit_connectors import MLPConnector
 
+PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+LAYOUTS_OF_SIZES = [
+    {"type": "anyres", "unit": "pixels", "pinpoints": PINPOINTS},
+    {"type": "split", "longest_edge": 1536},
+    {"type": "longest", "longest_edge": 1024},
+    {"type": "qwen", "min_pixels": 3136, "max_pixels": 1_000_000},
+    {"type": "qwen"},
+    {"type": "native", "max_patches": 4096},
+]
 HEADINGS = ("Source:", "Needs:", "Cost:", "Run:", "Override:")
 
 
@@ -82,6 +95,30 @@ class TestTiny:
         (tiny,) = tiny_runs(recipe)
         assert recipe == copy
         assert tiny_runs(tiny.model_copy(update={"output": tiny.output}))[0].model == tiny.model
+
+    @pytest.mark.parametrize("layout", LAYOUTS_OF_SIZES, ids=lambda layout: layout["type"])
+    def test_sizes_of_a_layout_are_tiny_too(self, layout):
+        """A photo fits into the tiny language model with room for text, and tiny twice is tiny."""
+        options = {"image_size": 336, "patch_size": 14, "width": 64, "depth": 2, "heads": 2}
+        encoder = {"type": "vit", **options, "layout": layout}
+        stated = Recipe.model_validate({
+            "name": "sizes",
+            "model": {"encoders": [encoder], "connector": {"type": "mlp"}, "llm": {"type": "llama"}},
+            "stages": [{"name": "only", "data": {"type": "image_captions", "folder": "photos"},
+                        "train": {"connector": {"lr": 1e-3}}, "steps": 1}],
+        })  # fmt: skip
+        (tiny,) = tiny_runs(stated)
+        (block,) = tiny.model.encoders
+        spec = encoder_class("vit").from_options(**block.options).spec
+        connector = MLPConnector([spec.feature_width], text_width=8)
+        counts = [count_tokens([spec], connector, size) for size in [(640, 480), (1920, 1080), (1700, 2200)]]
+        assert all(0 < count < 1200 for count in counts)
+        assert tiny_runs(tiny)[0].model == tiny.model
+
+    def test_pinpoints_in_pixels_keep_their_tiles(self):
+        layout = build_layout({"type": "anyres", "unit": "pixels", "pinpoints": PINPOINTS})
+        tiles = [[w // 336, h // 336] for w, h in PINPOINTS]
+        assert layout.tiny_options() == {"unit": "tiles", "pinpoints": tiles}
 
     @pytest.mark.parametrize(
         ("override", "says"),

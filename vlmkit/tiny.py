@@ -11,6 +11,7 @@ from typing import Any
 from vlmkit.encoders import encoder_class
 from vlmkit.encoders.known import KNOWN
 from vlmkit.errors import unknown_name
+from vlmkit.layouts import build_layout
 from vlmkit.llm import known_config
 from vlmkit.llm.known import KNOWN_LLMS
 from vlmkit.objectives import OBJECTIVES, objective_weights
@@ -80,7 +81,16 @@ def _encoder(block: Block) -> Block:
     registers = _stated(block).get("num_register_tokens")
     if registers:
         tiny["vision_config"] = {**tiny["vision_config"], "num_register_tokens": registers}
+    if "layout" in options:
+        options["layout"] = _layout(options["layout"])
     return Block(type=block.type, **options, **tiny)
+
+
+def _layout(stated: str | dict[str, Any]) -> str | dict[str, Any]:
+    """The same layout, without sizes that are of the encoder at its real size."""
+    changed = build_layout(stated).tiny_options()
+    given = {"type": stated} if isinstance(stated, str) else stated
+    return {**given, **changed} if changed else stated
 
 
 def _stated(block: Block) -> dict[str, Any]:

@@ -1,14 +1,19 @@
 """Attention of an answer to the image: the right tokens, the right query, the right layer."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from vlmkit import inference
+from vlmkit.budget import Budget
+from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError
-from vlmkit.look.answer import deal, looked_at
+from vlmkit.look.answer import deal, looked_at, token_grids
 from vlmkit.look.scene import NotPossible
+from vlmkit_connectors import Groups, Interleaved, MLPConnector
 
 QUESTION = "what color is it?"
 # The hidden state below the first block: each patch knows itself and nothing else.
@@ -87,6 +92,47 @@ def test_what_does_not_exist_is_refused(plain, tiny_vlm, noise):
     model.connector = torch.nn.Identity()
     with pytest.raises(NotPossible, match="connector Identity have no place"):
         looked_at(model, [noise(0)], QUESTION)
+
+
+NATIVE = {**BLIND, "layout": {"type": "native", "max_patches": 100}}
+
+
+def test_an_image_that_the_budget_made_smaller(tiny_vlm, noise):
+    """Its own size and level count, not the layout at full size."""
+    model = tiny_vlm(encoder=NATIVE, connector={"pool": 1}, llm_options=ONE_HEAD)
+    model.config.image_tokens = {"per_image": 40}
+    model.processor.budget = Budget(40)
+    looked = looked_at(model, [noise(0, (60, 30))], QUESTION)
+    (view,) = model.spec.features((60, 30), looked.levels[0])
+    assert looked.levels[0] > 0 and looked.maps[0].shape == (view.rows, view.cols)
+    assert looked.maps[0].size <= 40 < 98
+
+
+class Halves(MLPConnector):
+    """A connector of one's own."""
+
+
+@pytest.mark.parametrize(("pool", "side"), [(1, 9), (2, 9), (3, 9), (4, 9), (5, 9), (4, 3)])
+def test_any_connector_with_a_grid_is_laid_out(plain, pool, side):
+    spec = VisionSpec(4 * side, 4, 16)
+    own = SimpleNamespace(connector=Halves([16], 32, pool=pool), spec=spec)
+    cells, grids = token_grids(own, [(50, 50, 0)])
+    assert cells == min(pool, side) and grids == [own.connector.token_grid((side, side))]
+
+
+@pytest.mark.parametrize("fuse", [Groups, Interleaved])
+def test_tokens_of_several_encoders_are_refused(plain, fuse):
+    members = [MLPConnector([16], 32) for _ in range(2)]
+    own = SimpleNamespace(connector=fuse(members), spec=plain.spec)
+    with pytest.raises(NotPossible, match=f"connector {fuse.__name__} have no place .*several encoders"):
+        token_grids(own, [(50, 50, 0)])
+
+
+@pytest.mark.parametrize("layout", ["tiles", "split", "anyres"])
+def test_tiles_are_refused(plain, layout):
+    own = SimpleNamespace(connector=plain.connector, spec=VisionSpec(16, 4, 16, layout=layout))
+    with pytest.raises(NotPossible, match="reorders the tokens of tiles"):
+        token_grids(own, [(60, 30, 0)])
 
 
 def test_tokens_that_belong_to_no_grid_are_refused():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from PIL import Image
 
@@ -114,6 +114,13 @@ class AnyRes(Layout):
         corner = ((cols * side - size[0]) // 2, (rows * side - size[1]) // 2)
         canvas.paste(stretch(image, size, resample), corner)
         return [whole, *cut(canvas, side)]
+
+    def tiny_options(self) -> dict[str, Any]:
+        """See `Layout.tiny_options`: pixels become tiles, of the largest side that all edges share."""
+        if self.unit == "tiles":
+            return {}
+        side = math.gcd(*(edge for pinpoint in self.pinpoints for edge in pinpoint))
+        return {"unit": "tiles", "pinpoints": [[w // side, h // side] for w, h in self.pinpoints]}
 
     def smaller(self, frame: Frame) -> Self | None:
         """See `Layout.smaller`.

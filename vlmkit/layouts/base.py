@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from PIL import Image
 
@@ -149,6 +149,10 @@ class Layout(ABC):
             other, others: Layout and frame of the other encoder.
         """
         return (self.edge_to_edge and other.edge_to_edge) or (self == other and frame.side == others.side)
+
+    def tiny_options(self) -> dict[str, Any]:
+        """Options for an encoder at tiny size: in place of sizes in pixels or patches, such as fit to it."""
+        return {}
 
     def smaller(self, frame: Frame) -> Self | None:
         """The next rule of the same kind that takes fewer tokens of a large image; None if there is none.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from PIL import Image
 
@@ -58,6 +58,10 @@ class Native(Layout):
         """See `Layout.pictures`."""
         (view,) = self.views(image.size, frame)
         return [image.resize((view.width, view.height), resample)]
+
+    def tiny_options(self) -> dict[str, Any]:
+        """See `Layout.tiny_options`."""
+        return {"max_patches": min(self.max_patches, FEWEST)}
 
     def smaller(self, frame: Frame) -> Self | None:
         """See `Layout.smaller`: three quarters of the patches, 16 at the least."""

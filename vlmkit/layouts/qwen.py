@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from PIL import Image
 
@@ -15,6 +15,8 @@ from vlmkit.layouts.options import check_whole
 
 # An image that is longer than this many times its width is refused, as in the reference.
 LONGEST = 200
+# Least and most pixels for a tiny encoder.
+TINY = 256, 4096
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,10 @@ class Qwen(Layout):
         """See `Layout.pictures`."""
         (view,) = self.views(image.size, frame)
         return [image.resize((view.width, view.height), resample)]
+
+    def tiny_options(self) -> dict[str, Any]:
+        """See `Layout.tiny_options`."""
+        return {"min_pixels": min(self.min_pixels, TINY[0]), "max_pixels": min(self.max_pixels, TINY[1])}
 
     def smaller(self, frame: Frame) -> Self | None:
         """See `Layout.smaller`: three quarters of the pixels, 16 groups at the least."""

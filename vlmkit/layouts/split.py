@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from PIL import Image
 
@@ -64,6 +64,10 @@ class Split(Layout):
         image = stretch(stretch(image, size, resample), whole_tiles(size, frame.side), resample)
         whole = stretch(image, (frame.side, frame.side), resample)
         return [whole] if image.size == whole.size else [whole, *cut(image, frame.side)]
+
+    def tiny_options(self) -> dict[str, Any]:
+        """See `Layout.tiny_options`."""
+        return {"longest_edge": 0}
 
     def smaller(self, frame: Frame) -> Self | None:
         """See `Layout.smaller`: the longest edge one tile less, in whole tiles."""

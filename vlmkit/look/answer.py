@@ -15,11 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from vlmkit import inference
+from vlmkit.budget import SizedImage
+from vlmkit.data.batch import listed_images
 from vlmkit.errors import UsageError
+from vlmkit.layouts import Alone
 from vlmkit.look.capture import attention_of
 from vlmkit.look.scene import NotPossible
 from vlmkit.vlm import VLM
-from vlmkit_connectors import Grid, MLPConnector
+from vlmkit_connectors import Connector, Grid, Interleaved
 
 Floats = NDArray[np.float32]
 
@@ -37,6 +40,7 @@ class Looked:
         maps: For each view of each image, probabilities on the grid of its tokens.
         cells: Side of the patches behind one token, in patches, one for all.
         share: What all image tokens get together; the rest goes to text.
+        levels: Of each image's layout, by which the token budget was kept (see `VisionSpec.at`).
     """
 
     answer: str
@@ -49,6 +53,7 @@ class Looked:
     maps: tuple[Floats, ...]
     cells: int
     share: float
+    levels: tuple[int, ...]
 
 
 @torch.no_grad()
@@ -70,8 +75,9 @@ def looked_at(
         UsageError: There is no such token or layer.
         NotPossible: The language model's attention, or the places of the image tokens, cannot be read.
     """
-    cells, grids = token_grids(model, images)
     inputs = inference.model_inputs(model, [inference.question(images, question)])
+    (sized,) = listed_images(inputs["image_sizes"])
+    cells, grids = token_grids(model, sized)
     prompt = inputs["input_ids"].shape[1]
     written = model.generate(**inputs, **inference.DEFAULTS)[0]
     answer = written[prompt:]
@@ -88,7 +94,8 @@ def looked_at(
     text = model.processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
     maps = deal(mean_N, grids)
     found = (text, texts[number - 1], number, len(answer), layer, layers, len(last_HL))
-    return Looked(*found, maps, cells, float(mean_N.sum()))
+    levels = tuple(level for _, _, level in sized)
+    return Looked(*found, maps, cells, float(mean_N.sum()), levels)
 
 
 def _last_row(model: VLM, inputs: dict[str, Tensor], layer: int | None) -> tuple[Tensor, int, int]:
@@ -111,22 +118,55 @@ def _last_row(model: VLM, inputs: dict[str, Tensor], layer: int | None) -> tuple
     return rows[layer - 1], layer, len(rows)
 
 
-def token_grids(model: VLM, images: Sequence[Image.Image]) -> tuple[int, list[Grid]]:
+def token_grids(model: VLM, images: Sequence[SizedImage]) -> tuple[int, list[Grid]]:
     """Patches along the edge of one image token, and the grid of tokens of each view.
 
+    Args:
+        model: Its connector and first encoder's rules count.
+        images: Width, height and level of each, as the processor gives them.
+
     Raises:
-        NotPossible: The tokens have no places of their own, or tiles are put together before they enter.
+        NotPossible: The tokens have no places of their own, or do not come view after view.
     """
-    connector = model.connector
-    if not isinstance(connector, MLPConnector):
+    connector, spec = model.connector, model.spec
+    if isinstance(connector, Interleaved) or not isinstance(connector, Connector):
         raise NotPossible(
-            f"image tokens of connector {type(connector).__name__} have no place in the image; mlp's have"
+            f"image tokens of connector {type(connector).__name__} have no place in the image of their own: "
+            "several encoders may show one place; a model of one encoder, or fusion: concat, can be read"
         )
-    views = [view for image in images for view in model.spec.views(image.size)]
-    if any(view.role == "tile" for view in views):
-        raise NotPossible("the order in which the tokens of tiles enter the language model is not known here")
-    pool = connector.pool
-    return pool, [(-(-view.rows // pool), -(-view.cols // pool)) for view in views]
+    cells, grids = 1, []
+    for width, height, level in images:
+        views = spec.features((width, height), level)
+        if spec.pieces((width, height), level) != tuple(map(Alone, range(len(views)))):
+            raise NotPossible(
+                f"layout {spec.layout!r} reorders the tokens of tiles, joins them to one grid, or ends them "
+                "with a newline; only tokens that follow view after view are laid out"
+            )
+        for view in views:
+            grid = connector.token_grid((view.rows, view.cols))
+            if grid is None:
+                raise NotPossible(f"the tokens of connector {type(connector).__name__} form no grid")
+            cells = max(cells, _cells(connector, (view.rows, view.cols), grid))
+            grids.append(grid)
+    return cells, grids
+
+
+def _cells(connector: Connector, patches: Grid, tokens: Grid) -> int:
+    """Patches along the edge of the square behind a token; tokens at the right and lower edge may have fewer.
+
+    Raises:
+        NotPossible: No square fits.
+    """
+    sides = range(1, max(patches) + 1)
+    fits = [s for s in sides if (-(-patches[0] // s), -(-patches[1] // s)) == tokens]
+    # Of several, the largest whose full squares give the same tokens: 9 patches may be 3, 3, 3 or 4, 4, 1.
+    whole = [s for s in fits if connector.token_grid((s * tokens[0], s * tokens[1])) == tokens]
+    if not fits:
+        raise NotPossible(
+            f"tokens of connector {type(connector).__name__} are no squares of patches: "
+            f"{tokens[0]}x{tokens[1]} for {patches[0]}x{patches[1]}"
+        )
+    return max(whole or fits)
 
 
 def deal(values_N: Floats, grids: Sequence[Grid]) -> tuple[Floats, ...]:

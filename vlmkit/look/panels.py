@@ -13,7 +13,7 @@ from vlmkit.look.features import cosine_to, principal_colours
 from vlmkit.look.panel import Floats, Options, Panel, patch_in_words
 from vlmkit.look.place import place_of
 from vlmkit.look.positions import position_table, similarity_maps
-from vlmkit.look.scene import Scene
+from vlmkit.look.scene import Scene, pictures_of
 from vlmkit.vlm import VLM
 
 
@@ -73,7 +73,8 @@ def answer_panel(scene: Scene, options: Options, model: VLM | None) -> list[Pane
         f"attention to image tokens in LLM layer {looked.layer} of {looked.layers}, mean of {looked.heads} "
         f"heads; {looked.share:.0%} of it is on the image"
     )
-    lit = tuple(_lit(picture, own, looked, size) for picture, own in zip(scene.pictures_HW3, looked.maps))
+    pictures_HW3 = pictures_of(scene.encoder.spec, scene.image, looked.levels[0])
+    lit = tuple(_lit(picture, own, looked, size) for picture, own in zip(pictures_HW3, looked.maps))
     over = (
         f"The same over the image: black is no attention, full brightness the most; answer {looked.answer!r}"
     )

@@ -60,11 +60,18 @@ def observe(encoder: VisionEncoder, image: Image.Image) -> Scene:
     """
     spec = encoder.spec
     features, calls = encode(encoder, image, spec)
-    mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
-    pictures = (np.clip(view.transpose(1, 2, 0) * std + mean, 0, 1) for view in spec.preprocess(image))
     roles = tuple(view.role for view in spec.views(image.size))
     patches = tuple(_floats(view) for view in features.views())
-    return Scene(encoder, image, tuple(pictures), roles, tuple(features.grids), patches, tuple(calls))
+    return Scene(
+        encoder, image, pictures_of(spec, image), roles, tuple(features.grids), patches, tuple(calls)
+    )
+
+
+def pictures_of(spec: VisionSpec, image: Image.Image, level: int = 0) -> tuple[Floats, ...]:
+    """What the encoder sees, (height, width, 3) in [0, 1] for each view; `level` as in `VisionSpec.at`."""
+    mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
+    views = spec.preprocess(image, level)
+    return tuple(np.clip(view.transpose(1, 2, 0) * std + mean, 0, 1) for view in views)
 
 
 @contextmanager
