@@ -111,7 +111,8 @@ class TestTiny:
         (block,) = tiny.model.encoders
         spec = encoder_class("vit").from_options(**block.options).spec
         connector = MLPConnector([spec.feature_width], text_width=8)
-        counts = [count_tokens([spec], connector, size) for size in [(640, 480), (1920, 1080), (1700, 2200)]]
+        sizes = [(640, 480), (1920, 1080), (1700, 2200)]
+        counts = [count_tokens([spec], connector, (*size, 0)) for size in sizes]
         assert all(0 < count < 1200 for count in counts)
         assert tiny_runs(tiny)[0].model == tiny.model
 
