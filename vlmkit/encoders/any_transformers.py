@@ -20,7 +20,8 @@ from vlmkit.encoders.hub import load_checkpoint, read_config
 from vlmkit.encoders.probe import Found, as_tokens, hidden_state, probe
 from vlmkit.encoders.processors_proof import proved_pixels
 from vlmkit.encoders.spec import Resample, Stated, VisionSpec
-from vlmkit.encoders.tower import rgb, stated
+from vlmkit.encoders.tower import stated
+from vlmkit.encoders.values import check_values, rgb
 from vlmkit.errors import UsageError, VlmkitError, unknown_name
 from vlmkit_connectors import VisionFeatures
 
@@ -69,11 +70,14 @@ class TransformersEncoder(VisionEncoder):
         leftover: str = HEADS,
         weights: str | None = None,
     ) -> None:
+        pixels = {"mean": mean, "std": std, "resample": resample}
+        given = {"image_size": image_size, "shortest_edge": shortest_edge, "layer": layer, "pooled": pooled}
+        check_values(self.family, given | pixels)
         config = _config(vision_config)
         side = _side(config, image_size)
         self.found = _known(tokens, side, layer) or find(config, side, layer, pooled)
         views = {"image_size": side, "shortest_edge": shortest_edge, "layer": layer, "layout": layout}
-        pixels = {"mean": list(mean), "std": list(std), "resample": resample}
+        pixels |= {"mean": list(mean), "std": list(std)}
         proved = _stored(self.found, side, layer)
         made = {"vision_config": _fields(config), "tokens": proved, "pooled": pooled}
         super().__init__({**made, **views, **pixels, "leftover": leftover}, None, weights)
@@ -93,6 +97,7 @@ class TransformersEncoder(VisionEncoder):
     @classmethod
     def resolve(cls, **options: Any) -> dict[str, Any]:
         """See `VisionEncoder.resolve`; reads the checkpoint's configuration and processor, and probes."""
+        check_values(cls.family, options)
         resolved = {name: value for name, value in options.items() if name != "weights"}
         weights = options.get("weights")
         if weights is not None:

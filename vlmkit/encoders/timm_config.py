@@ -14,6 +14,7 @@ from vlmkit.encoders.timm_model import build, import_timm, stated_side
 from vlmkit.encoders.timm_pixels import stated_pixels
 from vlmkit.encoders.timm_probe import prove
 from vlmkit.encoders.timm_weights import find_source
+from vlmkit.encoders.values import check_values, check_whole
 from vlmkit.errors import UsageError
 
 # What a complete configuration states.
@@ -33,9 +34,10 @@ def complete(given: Mapping[str, Any], weights: str | None) -> dict[str, Any]:
     """
     config: dict[str, Any] = {"model_args": {}, "pooled": True, "projection": 0}
     config |= {name: value for name, value in given.items() if value is not None}
+    check_values("timm", config)
+    check_whole("timm", "projection", config["projection"], 0)
     if set(config) >= COMPLETE and config["proved"].get("of") == _subject(config):
         return config
-    _check_numbers(config)
     source = find_source(config.get("model"), weights)
     config["model"] = source.model
     config["model_args"] = {**source.model_args, **_plain(config["model_args"])}
@@ -47,13 +49,6 @@ def complete(given: Mapping[str, Any], weights: str | None) -> dict[str, Any]:
     config["proved"] = json.loads(_proved(json.dumps(_subject(config))))
     config.setdefault("layer", -2 if config["proved"]["kind"] == "blocks" else -1)
     return config
-
-
-def _check_numbers(config: Mapping[str, Any]) -> None:
-    for name, least in (("image_size", 1), ("projection", 0)):
-        number = config.get(name, least)
-        if not isinstance(number, int) or number < least:
-            raise UsageError(f"timm: found {name} {number!r}; give a whole number of {least} or more")
 
 
 def _subject(config: Mapping[str, Any]) -> dict[str, Any]:
