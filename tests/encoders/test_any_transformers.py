@@ -113,6 +113,25 @@ def test_a_saved_encoder_needs_no_probe(encoder, pictures, see, monkeypatch):
         TransformersEncoder(**{**encoder.config, "tokens": None})
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vision_config": {"model_type": "vit_msn", **VIT, "patch_size": 4}},
+        {"layer": 1},
+        {"pooled": False},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_proof_of_another_subject_is_no_proof(change):
+    fields = {"model_type": "vit_msn", **VIT}
+    stored = TransformersEncoder(vision_config=fields).config
+    other = TransformersEncoder(**{**stored, **change})
+    fresh = TransformersEncoder(**{**stored, **change, "tokens": None})
+    assert other.config == fresh.config and other.spec == fresh.spec
+    assert other.config["tokens"]["of"] != stored["tokens"]["of"]
+    assert other.spec.patch_size == (4 if "vision_config" in change else 8)
+
+
 @pytest.mark.parametrize("family", THIN)
 def test_it_agrees_with_the_family_s_own_file(family):
     options = encoder_class(family).tiny_options()

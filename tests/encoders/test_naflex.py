@@ -294,7 +294,10 @@ def test_every_parameter_gets_a_gradient(naflex, pictures, changed):
     ("options", "message"),
     [
         ({"weights": "google/siglip2-base-patch16-224"}, "are for the encoder 'siglip'"),
-        ({"vision_config": {}, "max_num_patches": 0}, "needs max_patches of 1 or more, found 0"),
+        (
+            {"vision_config": {}, "max_num_patches": 0},
+            "found max_num_patches 0; give a whole number of 1 or more",
+        ),
         ({"vision_config": {"image_size": 224}}, "unknown siglip2_naflex vision_config field 'image_size'"),
         ({"vision_config": {"num_patches": 250}}, "num_patches 250 is no square; "),
     ],

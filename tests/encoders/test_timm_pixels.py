@@ -46,6 +46,16 @@ def test_pixels_equal_timm_s(timm, picture, mode, fraction, interpolation):
         assert np.array_equal(ours, theirs)
 
 
+def test_another_side_has_the_crop_of_that_side(timm):
+    """timm states 0.9 of the picture: it is of the new side, unless a recipe states an edge of its own."""
+    stored = TimmEncoder(model=MODEL, model_args=SIZE, image_size=32).config
+    assert stored["shortest_edge"] == 35
+    other = TimmEncoder(**{**stored, "image_size": 64})
+    assert (other.spec.shortest_edge, other.spec.layout) == (71, stored["layout"])
+    own = TimmEncoder(**{**stored, "image_size": 64, "shortest_edge": 80})
+    assert own.spec.shortest_edge == 80
+
+
 def test_a_wrong_crop_is_seen(timm, picture):
     image = picture((64, 64))
     (ours,) = spec_of({"crop_pct": 0.9}, 40).preprocess(image)

@@ -180,7 +180,7 @@ def test_without_a_retrieval_space_or_a_text_tower(build, picture):
     ("options", "message"),
     [
         ({"image_size": 30}, "image_size 30 is not a multiple of patch_size 8"),
-        ({"patch_size": 0}, "multiple of patch_size 0"),
+        ({"patch_size": 0}, "found patch_size 0; give a whole number of 1 or more"),
         ({"heads": 5}, "width 32 is not a multiple of heads 5"),
         ({"layer": 4}, "no layer 4; with depth 3: -4 to 3"),
         ({"layer": -5}, "no layer -5"),

@@ -56,10 +56,11 @@ def _check(name: str, options: dict[str, Any]) -> Report:
 
 
 def _check_weights(family: str, options: dict[str, Any]) -> Report:
-    """Published weights, against transformers' own model of them where nothing else is asked for."""
+    """Published weights, against transformers' own model of them where it sees and gives the same."""
     from vlmkit.encoders import encoder_class
     from vlmkit.testing import check_encoder, transformers_reference
+    from vlmkit.testing.references import why_none
 
-    cls, alone = encoder_class(family), set(options) == {"weights"}
-    images, texts = transformers_reference(options["weights"]) if alone else (None, None)
-    return check_encoder(cls, options, reference=images, text_reference=texts)
+    cls, why = encoder_class(family), why_none(options["weights"], family, options)
+    images, texts = (None, None) if why else transformers_reference(options["weights"])
+    return check_encoder(cls, options, reference=images, text_reference=texts, no_reference=why)

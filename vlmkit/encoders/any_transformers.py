@@ -5,6 +5,7 @@ Shapes: I views, B images, T patches of all views, V width, E width of the model
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
@@ -20,7 +21,8 @@ from vlmkit.encoders.hub import load_checkpoint, read_config
 from vlmkit.encoders.probe import Found, as_tokens, hidden_state, probe
 from vlmkit.encoders.processors_proof import proved_pixels
 from vlmkit.encoders.spec import Resample, Stated, VisionSpec
-from vlmkit.encoders.tower import rgb, stated
+from vlmkit.encoders.tower import stated
+from vlmkit.encoders.values import check_values, rgb
 from vlmkit.errors import UsageError, VlmkitError, unknown_name
 from vlmkit_connectors import VisionFeatures
 
@@ -40,7 +42,7 @@ class TransformersEncoder(VisionEncoder):
     Args:
         vision_config: `model_type`, and fields of its configuration; absent ones have its defaults.
         tokens: What the probe found, so that a saved model needs no probe; where it is absent, or of another
-            `image_size` or `layer`, it is run.
+            model, `image_size`, `layer` or `pooled`, it is run.
         image_size: Side of a view in pixels; absent: the configuration's.
         shortest_edge: What the layout `crop` brings the shorter edge to; 0 for `image_size`.
         layer: An index into the hidden states that the model gives, from the first or (-1) from the last.
@@ -69,12 +71,17 @@ class TransformersEncoder(VisionEncoder):
         leftover: str = HEADS,
         weights: str | None = None,
     ) -> None:
+        pixels = {"mean": mean, "std": std, "resample": resample}
+        given = {"image_size": image_size, "shortest_edge": shortest_edge, "layer": layer, "pooled": pooled}
+        check_values(self.family, given | pixels)
         config = _config(vision_config)
         side = _side(config, image_size)
-        self.found = _known(tokens, side, layer) or find(config, side, layer, pooled)
+        self.found = _known(tokens, _subject(config, side, layer, pooled)) or find(
+            config, side, layer, pooled
+        )
         views = {"image_size": side, "shortest_edge": shortest_edge, "layer": layer, "layout": layout}
-        pixels = {"mean": list(mean), "std": list(std), "resample": resample}
-        proved = _stored(self.found, side, layer)
+        pixels |= {"mean": list(mean), "std": list(std)}
+        proved = _stored(self.found, _subject(config, side, layer, pooled))
         made = {"vision_config": _fields(config), "tokens": proved, "pooled": pooled}
         super().__init__({**made, **views, **pixels, "leftover": leftover}, None, weights)
         self.pooled, self.leftover = pooled, leftover
@@ -93,6 +100,7 @@ class TransformersEncoder(VisionEncoder):
     @classmethod
     def resolve(cls, **options: Any) -> dict[str, Any]:
         """See `VisionEncoder.resolve`; reads the checkpoint's configuration and processor, and probes."""
+        check_values(cls.family, options)
         resolved = {name: value for name, value in options.items() if name != "weights"}
         weights = options.get("weights")
         if weights is not None:
@@ -103,9 +111,9 @@ class TransformersEncoder(VisionEncoder):
         if resolved.get("tokens") is None:
             config = _config(resolved.get("vision_config"))
             side = _side(config, resolved.get("image_size"))
-            layer = resolved.get("layer", -1)
-            found = find(config, side, layer, resolved.get("pooled", True))
-            resolved["tokens"] = _stored(found, side, layer)
+            layer, pooled = resolved.get("layer", -1), resolved.get("pooled", True)
+            found = find(config, side, layer, pooled)
+            resolved["tokens"] = _stored(found, _subject(config, side, layer, pooled))
         return resolved
 
     def load(self, weights: str) -> None:
@@ -133,16 +141,23 @@ def find(config: PreTrainedConfig, side: int, layer: int, pooled: bool) -> Found
         return probe(_build(config, pooled).eval(), side, layer)
 
 
-def _stored(found: Found, side: int, layer: int) -> dict[str, Any]:
-    """What was proved, and of which views and hidden state."""
-    return {**asdict(found), "side": side, "layer": layer}
+def _subject(config: Any, side: int, layer: int, pooled: bool) -> dict[str, Any]:
+    """What a proof is about, as JSON has it."""
+    of = {"vision_config": _fields(config), "side": side, "layer": layer, "pooled": pooled}
+    plain: dict[str, Any] = json.loads(json.dumps(of, default=str))
+    return plain
 
 
-def _known(tokens: Mapping[str, Any] | None, side: int, layer: int) -> Found | None:
-    """What was proved before; None if it was of other views or another hidden state."""
-    if tokens is None or (tokens["side"], tokens["layer"]) != (side, layer):
+def _stored(found: Found, subject: Mapping[str, Any]) -> dict[str, Any]:
+    """What was proved, and of what."""
+    return {**asdict(found), "of": dict(subject)}
+
+
+def _known(tokens: Mapping[str, Any] | None, subject: Mapping[str, Any]) -> Found | None:
+    """What was proved before; None if it was of another model, other views or another hidden state."""
+    if tokens is None or tokens.get("of") != subject:
         return None
-    return Found(**{name: value for name, value in tokens.items() if name not in ("side", "layer")})
+    return Found(**{name: value for name, value in tokens.items() if name != "of"})
 
 
 def _build(config: PreTrainedConfig, pooled: bool) -> nn.Module:

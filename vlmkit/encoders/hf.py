@@ -28,7 +28,8 @@ from vlmkit.encoders.hf_facts import (
 from vlmkit.encoders.hub import load_checkpoint, read_config, read_processor
 from vlmkit.encoders.processors import stated_crop, stated_pixels
 from vlmkit.encoders.spec import Resample, Stated, VisionSpec, hidden_state_index
-from vlmkit.encoders.tower import resolve_options, rgb, run_blocks, stated, tower_config, wrong_model
+from vlmkit.encoders.tower import resolve_options, run_blocks, stated, tower_config, wrong_model
+from vlmkit.encoders.values import check_values, rgb
 from vlmkit.errors import UsageError
 from vlmkit_connectors import VisionFeatures
 
@@ -89,6 +90,10 @@ class HFEncoder(Facts, VisionEncoder):
             "std": std,
             "resample": resample,
         }
+        check_values(
+            self.family,
+            given | {"image_size": image_size, "shortest_edge": shortest_edge, "pooled": pooled},
+        )
         chosen: dict[str, Any] = {k: getattr(self.default, k) if v is None else v for k, v in given.items()}
         run = hidden_state_index(self.family, chosen["layer"], self.depth(config))
         side = self.side(config, image_size, self.stride(config, run))

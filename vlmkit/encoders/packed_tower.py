@@ -17,7 +17,8 @@ from vlmkit.encoders.hub import load_checkpoint, read_config, read_processor
 from vlmkit.encoders.packed_layers import blocks_above, shortened
 from vlmkit.encoders.processors import stated_pixels
 from vlmkit.encoders.spec import VisionSpec, hidden_state_index
-from vlmkit.encoders.tower import resolve_options, rgb, stated, tower_config, wrong_model
+from vlmkit.encoders.tower import resolve_options, stated, tower_config, wrong_model
+from vlmkit.encoders.values import check_values, rgb
 from vlmkit.errors import UsageError
 
 
@@ -49,6 +50,7 @@ class PackedTower(VisionEncoder):
     depth_field: ClassVar[str] = "num_hidden_layers"
 
     def __init__(self, given: Mapping[str, Any], weights: str | None) -> None:
+        check_values(self.family, given)
         if given["pooled"]:
             raise UsageError(
                 f"{self.family}: found pooled: true; this tower has no retrieval vector. Leave it out, or "

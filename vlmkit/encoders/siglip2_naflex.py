@@ -28,7 +28,8 @@ from vlmkit.encoders.packed_views import cut_patches, resized_positions
 from vlmkit.encoders.processors import stated_budget, stated_pixels
 from vlmkit.encoders.siglip import NOT_VISION
 from vlmkit.encoders.spec import Resample, Stated, VisionSpec, hidden_state_index
-from vlmkit.encoders.tower import read_halves, resolve_options, rgb, run_blocks, stated, tower_config
+from vlmkit.encoders.tower import read_halves, resolve_options, run_blocks, stated, tower_config
+from vlmkit.encoders.values import check_values, rgb
 from vlmkit.errors import UsageError
 from vlmkit_connectors import VisionFeatures
 
@@ -93,6 +94,10 @@ class NaFlexEncoder(VisionEncoder):
             raise UsageError(
                 f"siglip2_naflex: num_patches {config.num_patches} is no square; positions form one"
             )
+        check_values(
+            self.family,
+            {"max_num_patches": max_num_patches, "layer": layer, "mean": mean, "std": std, "pooled": pooled},
+        )
         preprocessing = {"layout": layout, "mean": list(mean), "std": list(std), "resample": resample}
         complete = stated(config, VISION_KEYS)
         sizes = {"vision_config": complete, "max_num_patches": max_num_patches}

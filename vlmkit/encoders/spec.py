@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vlmkit.encoders.values import check_values, check_whole
 from vlmkit.errors import UsageError, unknown_name
 from vlmkit.layouts import Frame, Layout, Piece, View, build_layout
 from vlmkit_retrieval.images import as_rgb
@@ -66,7 +67,8 @@ class VisionSpec:
 
     def __post_init__(self) -> None:
         if self.resample not in RESAMPLES:
-            raise unknown_name("resample", self.resample, RESAMPLES)
+            raise unknown_name("resample", str(self.resample), RESAMPLES)
+        check_values("encoder", vars(self))
         if 0 < self.shortest_edge < self.image_size:
             raise UsageError(
                 f"shortest_edge {self.shortest_edge} is smaller than image_size {self.image_size}; "
@@ -183,6 +185,7 @@ def hidden_state_index(family: str, layer: int, depth: int) -> int:
     Raises:
         UsageError: There is no such hidden state.
     """
+    check_whole(family, "layer", layer)
     if not -depth - 1 <= layer <= depth:
         raise UsageError(f"{family}: no layer {layer}; with depth {depth}: {-depth - 1} to {depth}")
     return layer + 1 + depth if layer < 0 else layer

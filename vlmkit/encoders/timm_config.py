@@ -11,9 +11,10 @@ import torch
 
 from vlmkit.encoders.spec import hidden_state_index
 from vlmkit.encoders.timm_model import build, import_timm, stated_side
-from vlmkit.encoders.timm_pixels import stated_pixels
+from vlmkit.encoders.timm_pixels import CROPS, stated_pixels
 from vlmkit.encoders.timm_probe import prove
 from vlmkit.encoders.timm_weights import find_source
+from vlmkit.encoders.values import check_values, check_whole
 from vlmkit.errors import UsageError
 
 # What a complete configuration states.
@@ -21,6 +22,7 @@ COMPLETE = {
     "model", "model_args", "image_size", "layer", "pooled", "projection", "layout", "shortest_edge", "mean",
     "std", "resample", "proved",
 }  # fmt: skip
+VIEWS = ("layout", "shortest_edge")
 
 
 def complete(given: Mapping[str, Any], weights: str | None) -> dict[str, Any]:
@@ -33,15 +35,17 @@ def complete(given: Mapping[str, Any], weights: str | None) -> dict[str, Any]:
     """
     config: dict[str, Any] = {"model_args": {}, "pooled": True, "projection": 0}
     config |= {name: value for name, value in given.items() if value is not None}
+    check_values("timm", config)
+    check_whole("timm", "projection", config["projection"], 0)
     if set(config) >= COMPLETE and config["proved"].get("of") == _subject(config):
         return config
-    _check_numbers(config)
     source = find_source(config.get("model"), weights)
     config["model"] = source.model
     config["model_args"] = {**source.model_args, **_plain(config["model_args"])}
     if "image_size" not in config:
         config["image_size"] = stated_side(source.model, source.cfg)
     data = import_timm().data.resolve_data_config(pretrained_cfg=source.cfg)
+    config = _without_old_crop(config, data)
     pixels = stated_pixels(source.model, data, config["image_size"], config)
     config = {"shortest_edge": 0, **pixels, **config}
     config["proved"] = json.loads(_proved(json.dumps(_subject(config))))
@@ -49,11 +53,15 @@ def complete(given: Mapping[str, Any], weights: str | None) -> dict[str, Any]:
     return config
 
 
-def _check_numbers(config: Mapping[str, Any]) -> None:
-    for name, least in (("image_size", 1), ("projection", 0)):
-        number = config.get(name, least)
-        if not isinstance(number, int) or number < least:
-            raise UsageError(f"timm: found {name} {number!r}; give a whole number of {least} or more")
+def _without_old_crop(config: dict[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the layout that timm states for the side of an older proof, if the side is another now."""
+    side = config.get("proved", {}).get("of", {}).get("image_size", config["image_size"])
+    if side == config["image_size"] or data["crop_mode"] not in CROPS:
+        return config
+    old = stated_pixels(config["model"], data, side, ("resample",))
+    if any(config.get(name) != old[name] for name in VIEWS):
+        return config  # it was stated by the user
+    return {name: value for name, value in config.items() if name not in VIEWS}
 
 
 def _subject(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from typing import Any
 from vlmkit.encoders.spec import RESAMPLES
 from vlmkit.errors import UsageError
 
+# timm's ways to make a square that a layout does too.
+CROPS = ("center", "squash")
+
 
 def stated_pixels(
     model: str, cfg: Mapping[str, Any], image_size: int, given: Collection[str]

@@ -19,7 +19,7 @@ from vlmkit.encoders.timm_model import build
 from vlmkit.encoders.timm_order import block_input
 from vlmkit.encoders.timm_probe import stated_levels
 from vlmkit.encoders.timm_weights import read_tensors
-from vlmkit.encoders.tower import rgb
+from vlmkit.encoders.values import rgb
 from vlmkit.errors import VlmkitError
 from vlmkit_connectors import VisionFeatures
 

@@ -129,17 +129,6 @@ def _attention(config: Any) -> list[tuple[int, int]]:
     return [(config.embed_dim * 2**stage, number) for stage, number in enumerate(heads)]
 
 
-def rgb(family: str, name: str, values: Sequence[float]) -> tuple[float, float, float]:
-    """Three numbers, for red, green and blue.
-
-    Raises:
-        UsageError: There are not three.
-    """
-    if len(values) != 3:
-        raise UsageError(f"{family}: {name} has {len(values)} values; give three, for red, green and blue")
-    return (float(values[0]), float(values[1]), float(values[2]))
-
-
 def run_blocks(
     blocks: Iterable[Callable[[Tensor], Tensor]], hidden_IPV: Tensor, selected: int
 ) -> tuple[Tensor, Tensor]:

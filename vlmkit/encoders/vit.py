@@ -24,6 +24,7 @@ from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.batch import PixelBatch
 from vlmkit.encoders.colours import HALF
 from vlmkit.encoders.spec import Resample, Stated, VisionSpec, hidden_state_index
+from vlmkit.encoders.values import check_values, rgb
 from vlmkit.encoders.vit_block import Block, Place, joined
 from vlmkit.encoders.vit_config import read_options
 from vlmkit.encoders.vit_load import load_weights
@@ -36,7 +37,6 @@ from vlmkit.encoders.vit_options import (
     Stem,
     check_options,
     hidden_width,
-    rgb,
     shape_of,
 )
 from vlmkit.encoders.vit_parts import INIT_STD, ConvStem, MapHead, PatchStem, norm_layer
@@ -133,6 +133,7 @@ class ViT(VisionEncoder):
         shortest_edge: int = 0,
     ) -> None:
         options = {k: v for k, v in locals().items() if k not in ("self", "__class__", "weights", "size")}
+        check_values(self.family, options)
         shape = shape_of(size, width, depth, heads, mlp_ratio)
         check_options(options, shape)
         super().__init__(_stored({**options, **vars(shape)}), text_tower, weights)
@@ -142,7 +143,7 @@ class ViT(VisionEncoder):
         space = (embed_dim if projection else shape.width) if pooled else 0
         self.spec = VisionSpec(
             image_size, patch_size, shape.width, has_cls + registers, layer, layout=layout, embed_dim=space,
-            mean=rgb("mean", mean), std=rgb("std", std), resample=resample,
+            mean=rgb(self.family, "mean", mean), std=rgb(self.family, "std", std), resample=resample,
             shortest_edge=shortest_edge,
         )  # fmt: skip
         self.pool, self.kind, self.antialias, self.rope_base = pool, positions, antialias, rope_base

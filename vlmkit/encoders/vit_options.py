@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -133,14 +133,3 @@ def _check_pooling(options: Mapping[str, Any], width: int) -> None:
             f"vit: without a projection the vector has width {width}, found embed_dim "
             f"{options['embed_dim']}; leave embed_dim out, or set projection: true"
         )
-
-
-def rgb(name: str, values: Sequence[float]) -> tuple[float, float, float]:
-    """Three numbers, for red, green and blue.
-
-    Raises:
-        UsageError: There are not three.
-    """
-    if len(values) != 3:
-        raise UsageError(f"vit: {name} has {len(values)} values; give three, for red, green and blue")
-    return (float(values[0]), float(values[1]), float(values[2]))

@@ -35,7 +35,9 @@ def vector(subject: Subject) -> Outcome:
 def reference(subject: Subject) -> Outcome:
     """Vectors of pictures of several sizes are those of the reference, both at unit length."""
     if subject.reference is None:
-        return skipped("no reference was given")
+        return skipped(subject.no_reference)
+    if not subject.encoder.embed_dim:
+        return skipped("no retrieval space")
     images = [picture(size, seed) for seed, size in enumerate(SIZES)]
     theirs = _unit(subject.reference(images))
     return at_most(gap(_unit(subject.encoder.embed_images(images)), theirs), ROUNDING, "relative difference")

@@ -26,6 +26,7 @@ def check_encoder(
     reference: ImageReference | None = None,
     text_reference: TextReference | None = None,
     only: Iterable[str] = (),
+    no_reference: str = "",
 ) -> Report:
     """Run every check of `CHECKS` on an encoder, and state what was measured.
 
@@ -39,6 +40,7 @@ def check_encoder(
         weights: The published weights that a built encoder has; their image processor is compared.
         reference: Pictures to the retrieval vectors (B, E) that they should have.
         text_reference: Texts to the vectors (N, E) that they should have.
+        no_reference: Why there is no `reference`, for the report.
         only: Names of the checks to run, and those that they need; all if there are none.
 
     Raises:
@@ -51,7 +53,8 @@ def check_encoder(
         torch.manual_seed(SEED)
         built = encoder if isinstance(encoder, VisionEncoder) else _build(encoder, options)
         found = weights or (options or {}).get("weights")
-        draft = Subject(built, found, reference, text_reference)
+        why = no_reference or Subject.no_reference
+        draft = Subject(built, found, reference, text_reference, why)
         subject = replace(draft, encoder=draft.copy().eval().float())
         outcomes: dict[str, Outcome] = {}
         for name, check in chosen.items():

@@ -7,7 +7,7 @@ Shapes: B images, N texts, E retrieval width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlmkit.encoders.hub import load_pretrained, read_config
+from vlmkit.errors import VlmkitError
 from vlmkit.testing.subject import ImageReference, TextReference
 
 
@@ -30,13 +31,28 @@ def _pooler(model: Any, inputs: Any) -> Tensor:
     return vectors_BE
 
 
+def _cls(model: Any, inputs: Any) -> Tensor:
+    """The CLS token after the last norm, where the model's own pooler is another layer, or there is none."""
+    vectors_BE: Tensor = model(**inputs).last_hidden_state[:, 0]
+    return vectors_BE
+
+
 IMAGES: dict[str, Callable[[Any, Any], Tensor]] = {
     "clip": _features,
     "siglip": _features,
     "siglip2": _features,
     "dinov2": _pooler,
     "dinov2_with_registers": _pooler,
+    "dinov3_vit": _pooler,
+    "vit": _cls,
+    "vit_mae": _cls,
+    "swin": _pooler,
+    "convnext": _pooler,
 }
+# Options that change neither pixels nor vectors.
+KEEPING = {"weights", "layer"}
+# Fields that are other in the reference: an encoder sees every patch.
+CHANGED: dict[str, dict[str, Any]] = {"vit_mae": {"mask_ratio": 0.0}}
 # How each was trained to see texts: CLIP's padding is masked, SigLIP's is attended to.
 TEXTS: dict[str, dict[str, Any]] = {
     "clip": {"padding": True},
@@ -59,9 +75,33 @@ def transformers_reference(weights: str) -> tuple[ImageReference | None, TextRef
     config = read_config(weights)
     if config.model_type not in IMAGES:
         return None, None
-    model = load_pretrained(AutoModel, weights, dtype="float32").eval()
+    for name, value in CHANGED.get(config.model_type, {}).items():
+        setattr(config, name, value)
+    model = load_pretrained(AutoModel, weights, config=config, dtype="float32").eval()
     texts = _texts(weights, model) if config.model_type in TEXTS else None
     return _images(weights, model), texts
+
+
+def why_none(weights: str, family: str, options: Iterable[str]) -> str:
+    """Why there is no reference for an encoder with published weights; empty where there is one.
+
+    Args:
+        weights: As for `transformers_reference`.
+        family: The encoder that reads them.
+        options: Names of the options that are stated for it.
+    """
+    changed = sorted(set(options) - KEEPING)
+    if changed:
+        return f"the reference is left out because of {', '.join(changed)}"
+    try:
+        kind = read_config(weights).model_type
+    except VlmkitError as error:
+        return f"no reference: {error}"
+    if kind not in IMAGES:
+        return f"no reference for model type {kind!r} (there is one for {', '.join(IMAGES)})"
+    if family == "transformers" and IMAGES[kind] is _cls:
+        return f"no reference for model type {kind!r} by its pooler_output"
+    return ""
 
 
 def _images(weights: str, model: Any) -> ImageReference:

@@ -35,12 +35,14 @@ class Subject:
         weights: The reference that its weights come from, if they are published ones.
         reference: Pictures to the retrieval vectors that they should have.
         text_reference: Texts to those that they should have.
+        no_reference: Why there is no reference, where there is none.
     """
 
     encoder: VisionEncoder
     weights: str | None = None
     reference: ImageReference | None = None
     text_reference: TextReference | None = None
+    no_reference: str = "no reference was given"
 
     def copy(self) -> VisionEncoder:
         """The same encoder, to be changed; a text tower that was loaded is not copied."""
