@@ -47,6 +47,7 @@ ROWS = [
     "clip openai/clip-vit-large-patch14-336 304 M 14 336 crop 576 yes MIT (repository)",
     "siglip google/siglip2-so400m-patch14-384 428 M 14 384 square 729 yes Apache-2.0",
     "siglip2_naflex google/siglip2-base-patch16-naflex 93 M 16 any native 252 yes Apache-2.0",
+    "pixtral mistral-community/pixtral-12b 403 M 16 any longest 1200 no see model card",
     "dinov2 facebook/dinov2-with-registers-large 304 M 14 224 crop 256 no Apache-2.0",
 ]
 
