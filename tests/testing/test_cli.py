@@ -78,6 +78,12 @@ def test_a_name_with_options_is_checked(cli):
     assert out.splitlines()[-1].endswith("skipped") and " 0 failed" in out
 
 
+@pytest.mark.parametrize(("options", "status"), [([], "passed"), (["pooled=false"], "skipped")])
+def test_the_vector_of_a_tiny_vit_is_checked(cli, options, status):
+    code, out, _ = cli("encoder", "check", "vit", *options)
+    assert code == 0 and re.search(rf"^vector +{status}", out, re.MULTILINE)
+
+
 def test_a_strangers_class_fails_with_exit_code_1_and_json(cli, stranger):
     assert cli("encoder", "check", stranger, "width=8")[0] == 0
     code, out, _ = cli("encoder", "check", stranger, "forgotten=true", "--json")
