@@ -6,7 +6,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 
 from vlmkit.encoders import packed
-from vlmkit.encoders.packed import filled_share, inverse, packed_attention, windows
+from vlmkit.encoders.packed import inverse, packed_attention, windows
 
 LENGTHS = [
     [7], [5, 5, 5], [3, 9, 3, 1, 9, 9, 4], [1, 1, 2], list(range(1, 12)), [4] * 6 + [2, 1] + [4] * 3,
@@ -89,8 +89,3 @@ def test_windows_hold_what_lies_together(rows, cols, side):
             for c in range(right * side, min(cols, (right + 1) * side))
         ]
         assert window.tolist() == wanted
-
-
-def test_the_filled_share_is_that_of_a_padded_batch():
-    assert filled_share(torch.tensor([[3, 4], [2, 3]])) == 18 / 24
-    assert filled_share(torch.tensor([[16, 16]] * 3)) == 1

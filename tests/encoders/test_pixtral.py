@@ -151,7 +151,7 @@ def test_gradients_reach_every_parameter(pixtral, pictures, changed):
 
 def test_there_is_no_vector_and_that_is_said(pixtral, pictures):
     assert pixtral.embed_dim == 0
-    with pytest.raises(VlmkitError, match="encoder 'pixtral' has no retrieval space"):
+    with pytest.raises(VlmkitError, match="encoder 'pixtral' has no retrieval space: its tower has none"):
         pixtral.embed_images(pictures[:1])
 
 

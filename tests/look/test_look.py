@@ -4,6 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from vlmkit.cli import main
@@ -46,6 +47,20 @@ def test_nothing_overlaps_and_nothing_is_cut(tower, gradient, size, count):
         assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1
     assert not any(overlap(a, b) for a, b in combinations([*texts, *pictures], 2))
     assert page.width == 1760 and 300 < page.height < 2600
+
+
+@pytest.mark.parametrize("shade", [0.0, 0.25, 0.5, 0.75, 1.0])
+def test_borders_of_patches_are_seen_on_every_shade(shade):
+    picture = np.full((32, 32, 3), shade, np.float32)
+
+    def drawn(grid):
+        figure = compose([Panel("grey", (picture,), grid=grid)], ["full"], "header")
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].astype(float)
+
+    changed = np.abs(drawn(8) - drawn(0)).max(-1)
+    assert changed.max() > 40 and (changed > 40).mean() > 0.001
 
 
 def test_several_views_do_not_overlap():

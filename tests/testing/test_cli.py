@@ -47,6 +47,7 @@ ROWS = [
     "clip openai/clip-vit-large-patch14-336 304 M 14 336 crop 576 yes MIT (repository)",
     "siglip google/siglip2-so400m-patch14-384 428 M 14 384 square 729 yes Apache-2.0",
     "siglip2_naflex google/siglip2-base-patch16-naflex 93 M 16 any native 252 yes Apache-2.0",
+    "pixtral mistral-community/pixtral-12b 403 M 16 any longest 1200 no see model card",
     "dinov2 facebook/dinov2-with-registers-large 304 M 14 224 crop 256 no Apache-2.0",
 ]
 
@@ -75,6 +76,12 @@ def test_a_name_with_options_is_checked(cli):
     assert code == 0 and "vlmkit.encoders.vit:ViT" in out and "tiny random weights" in out
     assert all(re.search(rf"^{name}\s+(passed|skipped)", out, re.MULTILINE) for name in CHECKS)
     assert out.splitlines()[-1].endswith("skipped") and " 0 failed" in out
+
+
+@pytest.mark.parametrize(("options", "status"), [([], "passed"), (["pooled=false"], "skipped")])
+def test_the_vector_of_a_tiny_vit_is_checked(cli, options, status):
+    code, out, _ = cli("encoder", "check", "vit", *options)
+    assert code == 0 and re.search(rf"^vector +{status}", out, re.MULTILINE)
 
 
 def test_a_strangers_class_fails_with_exit_code_1_and_json(cli, stranger):

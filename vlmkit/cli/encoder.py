@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlmkit.testing import Report
 
+# Twins that have a retrieval vector only if asked for one, which is checked too; and who else decides on it.
+WITH_VECTOR: dict[str, dict[str, Any]] = {"vit": {"embed_dim": 12}}
+VECTOR_OPTIONS = {"embed_dim", "projection", "pooled", "text_tower"}
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vlmkit encoder`."""
@@ -52,6 +56,8 @@ def _check(name: str, options: dict[str, Any]) -> Report:
         return check_encoder(load_encoder(name, **options))
     if family in ENCODERS and weights:
         return _check_weights(family, {**options, "weights": weights})
+    if name in WITH_VECTOR and not options.keys() & VECTOR_OPTIONS:
+        options = {**options, **WITH_VECTOR[name]}
     return check_encoder(encoder_class(name), options or None)
 
 

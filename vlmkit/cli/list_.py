@@ -73,7 +73,8 @@ def _checkpoint(family: str, weights: str) -> tuple[str, ...]:
     layout = type(spec.rule).__name__.lower()
     tokens = sum(view.rows * view.cols for view in spec.features(PHOTO))
     millions = sum(p.numel() for p in encoder.parameters()) / 1e6
-    pixels = "any" if layout == "native" else str(spec.image_size)
+    square = all(view.rows == view.cols for view in spec.views(PHOTO))
+    pixels = "any" if encoder.any_grid and not square else str(spec.image_size)
     text = "yes" if KNOWN[weights].text else "no"
     seen = (str(spec.patch_size), pixels, layout, str(tokens), text)
     return (family, weights, f"{millions:,.0f} M", *seen, licence(weights))

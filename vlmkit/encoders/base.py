@@ -161,7 +161,10 @@ class VisionEncoder(nn.Module, ABC):
         with _evaluating(self):
             pooled_BE = self(self.move(batch)).pooled_BE
         if pooled_BE is None:
-            raise VlmkitError(f"encoder {self.name!r} has no retrieval space; build it with an embed_dim")
+            raise VlmkitError(
+                f"encoder {self.name!r} has no retrieval space: its tower has none, or it was built without "
+                "one (pooled: false, embed_dim: 0); build it with one, or use clip, siglip or dinov2"
+            )
         return _unit(pooled_BE)
 
     @torch.no_grad()

@@ -91,13 +91,3 @@ def windows(rows: int, cols: int, side: int) -> tuple[Tensor, list[int]]:
 def inverse(order_T: Tensor) -> Tensor:
     """The order that undoes an order."""
     return order_T.argsort()
-
-
-def filled_share(grids_I2: Tensor) -> float:
-    """What share of a padded batch would be patches of a picture: patches / (views * the longest view).
-
-    Args:
-        grids_I2: Rows and columns of each view, of a `PixelBatch` or of `VisionFeatures`.
-    """
-    lengths_I = grids_I2.prod(dim=1)
-    return float(lengths_I.sum() / (len(lengths_I) * lengths_I.max()))
