@@ -73,7 +73,8 @@ def test_a_language_model_with_eager_attention_is_read_too(tiny_vlm, noise, llm)
     before = looked_at(model, [noise(3)], QUESTION)
     model.language_model.set_attn_implementation("eager")
     looked = looked_at(model, [noise(3)], QUESTION)
-    assert np.abs(looked.maps[0] - before.maps[0]).max() <= 1e-6
+    # Gemma 2 caps its scores, which sdpa does not in every release of transformers.
+    assert np.abs(looked.maps[0] - before.maps[0]).max() <= (1e-3 if llm == "gemma2" else 1e-6)
     assert (looked.layer, looked.layers) == (2, 2) and 0 < looked.share < 1
 
 
