@@ -128,17 +128,17 @@ def pixel_batches(
     rows = listed_images(image_sizes)
     owned = [(image, i) for i, image in enumerate(image for row in rows for image in row)]
     starts = [0] * len(rows)
-    wanted = max(sum(numbers_of(spec, image) for spec in specs for image in row) for row in rows)
+    lengths = [[sum(numbers_of(spec, image) for image in row) for row in rows] for spec in specs]
+    wanted = max(map(sum, zip(*lengths, strict=True)))
     if wanted != pixel_values.shape[1]:
         raise VlmkitError(
             f"pixel_values have {pixel_values.shape[1]} numbers a row and image_sizes ask for {wanted}; "
             "build the inputs with this model's processor"
         )
-    for spec in specs:
+    for spec, own in zip(specs, lengths, strict=True):
         views = [(view, i) for (w, h, level), i in owned for view in spec.views((w, h), level)]
-        lengths = [sum(numbers_of(spec, image) for image in row) for row in rows]
-        parts = [pixel_values[b, s : s + n] for b, (s, n) in enumerate(zip(starts, lengths, strict=True))]
-        starts = [s + n for s, n in zip(starts, lengths, strict=True)]
+        parts = [pixel_values[b, s : s + n] for b, (s, n) in enumerate(zip(starts, own, strict=True))]
+        starts = [s + n for s, n in zip(starts, own, strict=True)]
         yield PixelBatch.of(torch.cat(parts), [view for view, _ in views], [i for _, i in views])
 
 

@@ -158,7 +158,7 @@ class VisionEncoder(nn.Module, ABC):
         Raises:
             VlmkitError: The encoder has no retrieval space.
         """
-        with _evaluating(self):
+        with evaluating(self):
             pooled_BE = self(self.move(batch)).pooled_BE
         if pooled_BE is None:
             raise VlmkitError(
@@ -265,7 +265,7 @@ def _unit(vectors: Tensor) -> NDArray[np.float32]:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode; afterwards every submodule has its own mode back."""
     training = [m for m in module.modules() if m.training]
     module.eval()
@@ -276,4 +276,4 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             m.training = True
 
 
-__all__ = ["PixelBatch", "VisionEncoder", "pixel_batch"]
+__all__ = ["PixelBatch", "VisionEncoder", "evaluating", "pixel_batch"]

@@ -6,15 +6,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from PIL import Image
-
-from vlmkit.layouts.base import Fill, Frame, Layout, Size, View
-from vlmkit.layouts.native import FEWEST, STEP
+from vlmkit.layouts.base import Frame, Size, View
+from vlmkit.layouts.native import FEWEST, STEP, OneGrid
 from vlmkit.layouts.options import check_whole
 
 
 @dataclass(frozen=True)
-class Longest(Layout):
+class Longest(OneGrid):
     """Scale down until no edge is longer than `longest_edge`, then round each edge up to whole patches.
 
     Agrawal et al. 2024 (Pixtral 12B, https://arxiv.org/abs/2410.07073). Small images keep their size, up to
@@ -26,7 +24,6 @@ class Longest(Layout):
     """
 
     summary: ClassVar[str] = "scale down to longest_edge, edges rounded up to whole patches (Pixtral)"
-    edge_to_edge: ClassVar[bool] = True
     longest_edge: int = 0
     merge: int = 1
 
@@ -38,13 +35,6 @@ class Longest(Layout):
         """See `Layout.views`."""
         rows, cols = longest_grid(image_size, frame.patch * self.merge, self.longest_edge or frame.side)
         return (frame.grid(rows * self.merge, cols * self.merge),)
-
-    def pictures(
-        self, image: Image.Image, frame: Frame, resample: Image.Resampling, fill: Fill
-    ) -> list[Image.Image]:
-        """See `Layout.pictures`."""
-        (view,) = self.views(image.size, frame)
-        return [image.resize((view.width, view.height), resample)]
 
     def tiny_options(self) -> dict[str, Any]:
         """See `Layout.tiny_options`."""

@@ -19,8 +19,21 @@ LARGEST_SCALE = 100.0
 STEP, FEWEST = 0.75, 16
 
 
+class OneGrid(Layout):
+    """One view of the whole image, from edge to edge, on the grid that `views` states."""
+
+    edge_to_edge: ClassVar[bool] = True
+
+    def pictures(
+        self, image: Image.Image, frame: Frame, resample: Image.Resampling, fill: Fill
+    ) -> list[Image.Image]:
+        """See `Layout.pictures`."""
+        (view,) = self.views(image.size, frame)
+        return [image.resize((view.width, view.height), resample)]
+
+
 @dataclass(frozen=True)
-class Native(Layout):
+class Native(OneGrid):
     """Resize to the grid of at most `max_patches` that is nearest to the image in shape (SigLIP 2 NaFlex).
 
     Attributes:
@@ -28,7 +41,6 @@ class Native(Layout):
     """
 
     summary: ClassVar[str] = "resize to the grid of at most max_patches nearest in shape (NaFlex)"
-    edge_to_edge: ClassVar[bool] = True
     max_patches: int = 0
 
     def __post_init__(self) -> None:
@@ -51,13 +63,6 @@ class Native(Layout):
     def views(self, image_size: Size, frame: Frame) -> tuple[View, ...]:
         """See `Layout.views`."""
         return (frame.grid(*native_grid(image_size, frame.patch, self.budget(frame))),)
-
-    def pictures(
-        self, image: Image.Image, frame: Frame, resample: Image.Resampling, fill: Fill
-    ) -> list[Image.Image]:
-        """See `Layout.pictures`."""
-        (view,) = self.views(image.size, frame)
-        return [image.resize((view.width, view.height), resample)]
 
     def tiny_options(self) -> dict[str, Any]:
         """See `Layout.tiny_options`."""

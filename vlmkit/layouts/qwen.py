@@ -6,11 +6,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from PIL import Image
-
 from vlmkit.errors import UsageError, VlmkitError
-from vlmkit.layouts.base import Fill, Frame, Layout, Size, View
-from vlmkit.layouts.native import FEWEST, STEP
+from vlmkit.layouts.base import Frame, Size, View
+from vlmkit.layouts.native import FEWEST, STEP, OneGrid
 from vlmkit.layouts.options import check_whole
 
 # An image that is longer than this many times its width is refused, as in the reference.
@@ -20,7 +18,7 @@ TINY = 256, 4096
 
 
 @dataclass(frozen=True)
-class Qwen(Layout):
+class Qwen(OneGrid):
     """Resize to whole groups of patches, in the image's proportions (Qwen2-VL's `smart_resize`).
 
     Bai et al. 2025 (https://arxiv.org/abs/2502.13923). An image between the two limits keeps its size, up to
@@ -32,7 +30,6 @@ class Qwen(Layout):
     """
 
     summary: ClassVar[str] = "own proportions between min_pixels and max_pixels (Qwen-VL)"
-    edge_to_edge: ClassVar[bool] = True
     merge: int = 2
     min_pixels: int = 56 * 56
     max_pixels: int = 12_845_056
@@ -55,13 +52,6 @@ class Qwen(Layout):
         side = frame.patch * self.merge
         rows, cols = qwen_grid(image_size, side, self.min_pixels, self.max_pixels)
         return (frame.grid(rows * self.merge, cols * self.merge),)
-
-    def pictures(
-        self, image: Image.Image, frame: Frame, resample: Image.Resampling, fill: Fill
-    ) -> list[Image.Image]:
-        """See `Layout.pictures`."""
-        (view,) = self.views(image.size, frame)
-        return [image.resize((view.width, view.height), resample)]
 
     def tiny_options(self) -> dict[str, Any]:
         """See `Layout.tiny_options`."""

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlmkit.encoders.base import VisionEncoder
+from vlmkit.encoders.base import VisionEncoder, evaluating
 from vlmkit.errors import UsageError, VlmkitError, unknown_name
 from vlmkit.look.draw import draw, require_plots
 from vlmkit.look.panel import Options, Panel
 from vlmkit.look.panels import PANELS
-from vlmkit.look.scene import NotPossible, evaluating, observe
+from vlmkit.look.scene import NotPossible, observe
 from vlmkit.vlm import VLM
 
 __all__ = ["PANELS", "Options", "Seen", "look"]

@@ -5,15 +5,13 @@ Shapes: I views, N patches of a view, V width, H W a view's pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlmkit.encoders.base import VisionEncoder, pixel_batch
 from vlmkit.encoders.spec import VisionSpec
@@ -72,18 +70,6 @@ def pictures_of(spec: VisionSpec, image: Image.Image, level: int = 0) -> tuple[F
     mean, std = np.asarray(spec.mean, np.float32), np.asarray(spec.std, np.float32)
     views = spec.preprocess(image, level)
     return tuple(np.clip(view.transpose(1, 2, 0) * std + mean, 0, 1) for view in views)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every submodule has its own mode back."""
-    training = [m for m in module.modules() if m.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m in training:
-            m.training = True
 
 
 @torch.no_grad()
