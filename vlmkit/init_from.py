@@ -18,7 +18,7 @@ from vlmkit.splice import streams
 from vlmkit.vlm import VLM
 from vlmkit.weights import resolve_weights
 
-# What may differ from the saved model: how an image becomes views, on which no tensor's shape depends.
+# What may differ from the saved model: how an image becomes views, unless that decides about tensors.
 CHANGEABLE = ("layout", "max_num_patches")
 
 
