@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from vlmkit_connectors.base import Connector, Grid, ImageTokens, VisionFeatures
+from vlmkit_connectors.base import (
+    Connector,
+    Grid,
+    ImageTokens,
+    InjectedBlock,
+    LayerInjection,
+    Questions,
+    VisionFeatures,
+)
 from vlmkit_connectors.fuse import Groups, Interleaved, concat_encoders
 from vlmkit_connectors.mlp import MLPConnector
 
@@ -16,8 +24,11 @@ __all__ = [
     "Grid",
     "Groups",
     "ImageTokens",
+    "InjectedBlock",
     "Interleaved",
+    "LayerInjection",
     "MLPConnector",
+    "Questions",
     "VisionFeatures",
     "concat_encoders",
 ]

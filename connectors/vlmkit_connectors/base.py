@@ -1,7 +1,8 @@
 """The contracts between vision encoders and language models. Torch only.
 
-Shapes: T patches of all views, V vision width, I views, B images, N image tokens, L text tokens,
-D width of the language model, E width of the retrieval space.
+Shapes: T patches of all views, V vision width, I views, P most patches of a view, B images (or rows of the
+language model), N image tokens, L text tokens, M most image tokens of a row, D width of the language model,
+W width of image tokens that blocks look at, E width of the retrieval space.
 """
 
 from __future__ import annotations
@@ -9,11 +10,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 Grid = tuple[int, int]
+# Keys and values of one block for the image tokens of each row, whatever shape the block gives them.
+Memory = tuple[Tensor, Tensor]
+# The embedded question of each image, (L, D) each, without padding.
+Questions = Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,20 @@ class VisionFeatures:
         """Patches of each view on their own, shape (rows * columns, V)."""
         return tuple(torch.split(self.patches_TV, [r * c for r, c in self.grids]))
 
+    @classmethod
+    def from_padded(
+        cls, patches_IPV: Tensor, mask_IP: Tensor, grids_I2: Tensor, image_of_view_I: Tensor
+    ) -> VisionFeatures:
+        """From views that are padded to one length, as other libraries keep them.
+
+        Args:
+            patches_IPV: Patches, row-major, with padding anywhere.
+            mask_IP: True where a patch is one.
+            grids_I2: Rows and columns of each view.
+            image_of_view_I: Index of the image each view belongs to.
+        """
+        return cls(patches_IPV[mask_IP.bool()], grids_I2, image_of_view_I)
+
 
 @dataclass(frozen=True)
 class ImageTokens:
@@ -73,7 +93,14 @@ class Connector(nn.Module, ABC):
     A subclass takes plain keyword arguments, among them `vision_widths` (one an encoder) and `text_width`,
     and states its token count without a forward pass. Tables that are computed go into `reset_buffers`,
     parameters are initialised in `reset_parameters`: loading from a checkpoint relies on both.
+
+    Attributes:
+        source: The paper and its address, one line.
+        reads_text: Whether image tokens depend on the question; the model then hands it to `forward`.
     """
+
+    source: ClassVar[str] = ""
+    reads_text: bool = False
 
     @abstractmethod
     def num_tokens(self, grid: Grid) -> int:
@@ -87,12 +114,12 @@ class Connector(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def forward(self, features: Sequence[VisionFeatures], text: Tensor | None = None) -> ImageTokens:
+    def forward(self, features: Sequence[VisionFeatures], text: Questions | None = None) -> ImageTokens:
         """Map the features of one or more encoders to image tokens.
 
         Args:
             features: One entry an encoder, all of the same images.
-            text: Embedded question, for connectors that look at it; shape (B, L, D).
+            text: Where `reads_text`: the question of each image, in the language model's embeddings.
         """
 
     @torch.no_grad()
@@ -102,3 +129,54 @@ class Connector(nn.Module, ABC):
     @torch.no_grad()
     def reset_buffers(self) -> None:
         """Recompute tables that are not stored in checkpoints."""
+
+
+class InjectedBlock(nn.Module, ABC):
+    """Runs before a decoder layer and adds what the text sees in its images."""
+
+    @abstractmethod
+    def remember(self, tokens_BMW: Tensor) -> Memory:
+        """Keys and values of image tokens: computed once, kept beside the cache while text is generated."""
+
+    @abstractmethod
+    def forward(self, hidden_BLD: Tensor, memory: Memory, seen_BLM: Tensor) -> Tensor:
+        """Hidden states with the images in them; while the gates are zero, `hidden_BLD` bit for bit.
+
+        A text token that sees no image gets nothing from the images; M may be 0.
+
+        Args:
+            hidden_BLD: Hidden states that go into the decoder layer.
+            memory: From `remember`.
+            seen_BLM: bool; which image tokens each text token may look at.
+        """
+
+
+class LayerInjection(Connector):
+    """A connector whose tokens stay outside the sequence: blocks inside the language model look at them.
+
+    In the sequence an image is one marker token, whatever its resolution. `forward` gives the tokens that
+    the blocks look at, of width W. A subclass takes also `text_layers`, the number of decoder layers, and
+    fills `blocks`; the layers themselves, their parameters and their names stay as they are.
+
+    Attributes:
+        blocks: The block before decoder layer n, under the name `n` (from 0).
+        marker_D: Added to the language model's own embedding of the marker; zero at first.
+        sees_run: Of images whose markers stand side by side a later text token sees all, as in Mllama;
+            else only the last one, as in Flamingo. Earlier images are never seen.
+    """
+
+    sees_run: bool = False
+
+    def __init__(self, text_width: int) -> None:
+        super().__init__()
+        self.marker_D = nn.Parameter(torch.zeros(text_width))
+        self.blocks = nn.ModuleDict()
+
+    def block(self, layer: int) -> InjectedBlock | None:
+        """The block before decoder layer `layer`, or None."""
+        name = str(layer)
+        if name not in self.blocks:
+            return None
+        block = self.blocks[name]
+        assert isinstance(block, InjectedBlock)
+        return block

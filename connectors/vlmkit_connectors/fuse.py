@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlmkit_connectors.base import Connector, Grid, ImageTokens, VisionFeatures
+from vlmkit_connectors.base import Connector, Grid, ImageTokens, Questions, VisionFeatures
 
 
 def resample(features: VisionFeatures, like: VisionFeatures) -> VisionFeatures:
@@ -77,7 +77,7 @@ class Interleaved(Connector):
         """See `Connector.num_tokens`."""
         return sum(member.num_tokens(grid) for member in _connectors(self.members))
 
-    def forward(self, features: Sequence[VisionFeatures], text: Tensor | None = None) -> ImageTokens:
+    def forward(self, features: Sequence[VisionFeatures], text: Questions | None = None) -> ImageTokens:
         """See `Connector.forward`."""
         seen = [features[0], *(resample(other, features[0]) for other in features[1:])]
         tokens = [member([own], text) for member, own in zip(_connectors(self.members), seen, strict=True)]

@@ -1,16 +1,20 @@
-"""The LLaVA 1.5 projector: linear layers with GELU between them, optionally after average pooling."""
+"""The LLaVA 1.5 projector: linear layers with GELU between them, optionally after average pooling.
+
+Shapes: I views of one grid, R C its rows and columns, V vision width.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlmkit_connectors.base import Connector, Grid, ImageTokens, VisionFeatures
+from vlmkit_connectors.base import Connector, Grid, ImageTokens, Questions, VisionFeatures
 from vlmkit_connectors.fuse import concat_encoders
+from vlmkit_connectors.views import map_grids
 
 
 class MLPConnector(Connector):
@@ -29,6 +33,8 @@ class MLPConnector(Connector):
         expansion: The first hidden layer is this many times as wide as the patches; absent, all hidden
             layers are as wide as `text_width`.
     """
+
+    source = "LLaVA 1.5, https://arxiv.org/abs/2310.03744"
 
     def __init__(
         self,
@@ -64,26 +70,16 @@ class MLPConnector(Connector):
         """See `Connector.token_grid`: ceil(rows / pool) by ceil(columns / pool)."""
         return math.ceil(grid[0] / self.pool), math.ceil(grid[1] / self.pool)
 
-    def forward(self, features: Sequence[VisionFeatures], text: Tensor | None = None) -> ImageTokens:
+    def forward(self, features: Sequence[VisionFeatures], text: Questions | None = None) -> ImageTokens:
         """See `Connector.forward`; the question is not looked at."""
         fused = concat_encoders(features)
-        counts = tuple(self.num_tokens(g) for g in fused.grids)
-        patches_NV = fused.patches_TV if self.pool == 1 else _pool_views(fused, self.pool)
-        return ImageTokens(self.layers(patches_NV), counts)
+        if self.pool == 1:
+            return ImageTokens(self.layers(fused.patches_TV), tuple(r * c for r, c in fused.grids))
+        pooled = map_grids(fused, partial(pool_grid, pool=self.pool))
+        return ImageTokens(self.layers(pooled.tokens_ND), pooled.counts)
 
 
-def _pool_views(features: VisionFeatures, pool: int) -> Tensor:
-    """Average pool x pool patches of each view; views of one grid go together."""
-    grids = features.grids
-    if len(set(grids)) == 1:
-        rows, cols = grids[0]
-        return _pool_grid(features.patches_TV.view(len(grids), rows, cols, -1), pool)
-    views = zip(features.views(), grids, strict=True)
-    return torch.cat([_pool_grid(v.view(1, rows, cols, -1), pool) for v, (rows, cols) in views])
-
-
-def _pool_grid(patches_IRCV: Tensor, pool: int) -> Tensor:
-    """(I, rows, cols, V) to (I * pooled rows * pooled cols, V)."""
-    channels_first = patches_IRCV.permute(0, 3, 1, 2)
-    pooled = F.avg_pool2d(channels_first, pool, ceil_mode=True)
-    return pooled.flatten(2).transpose(1, 2).flatten(0, 1)
+def pool_grid(patches_IRCV: Tensor, pool: int) -> Tensor:
+    """Average pool x pool patches: (I, R, C, V) to (I, pooled rows * pooled columns, V)."""
+    pooled = F.avg_pool2d(patches_IRCV.permute(0, 3, 1, 2), pool, ceil_mode=True)
+    return pooled.flatten(2).transpose(1, 2)
