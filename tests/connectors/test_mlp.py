@@ -12,12 +12,6 @@ from vlmkit_connectors import CONNECTORS, MLPConnector, VisionFeatures, concat_e
 MIXED = [(4, 4), (3, 5), (1, 7), (5, 1), (2, 2)]
 
 
-def features(grids, width=6, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    patches = torch.randn(sum(r * c for r, c in grids), width, generator=generator)
-    return VisionFeatures(patches, torch.tensor(grids), torch.arange(len(grids)))
-
-
 def pooled_by_hand(patches_NV, grid, pool):
     """Means over pool x pool patches, or over those of them that the grid has."""
     rows, cols = grid
@@ -44,7 +38,7 @@ def test_pool_with_numbers():
 
 @pytest.mark.parametrize("pool", [1, 2, 3, 8])
 @pytest.mark.parametrize("grids", [MIXED, [(5, 3)] * 3, [(1, 1)]])
-def test_tokens_and_counts_of_any_grids(grids, pool):
+def test_tokens_and_counts_of_any_grids(grids, pool, features):
     connector = MLPConnector([6], 8, pool=pool)
     seen = features(grids)
     output = connector([seen])
@@ -55,7 +49,7 @@ def test_tokens_and_counts_of_any_grids(grids, pool):
     assert torch.allclose(output.tokens_ND, connector.layers(torch.cat(by_hand)), atol=1e-6)
 
 
-def test_views_do_not_depend_on_each_other():
+def test_views_do_not_depend_on_each_other(features):
     connector = MLPConnector([6], 8, pool=2)
     seen = features(MIXED)
     together = connector([seen]).tokens_ND.split(connector([seen]).counts)
@@ -78,7 +72,7 @@ def llava():
     return projector
 
 
-def test_it_equals_llavas_projector(llava):
+def test_it_equals_llavas_projector(llava, features):
     connector = MLPConnector([6], 8)
     connector.layers[0].load_state_dict(llava.linear_1.state_dict())
     connector.layers[2].load_state_dict(llava.linear_2.state_dict())
@@ -95,7 +89,7 @@ def test_depth_counts_linear_layers_with_gelu_between(depth):
     assert names == (["Linear", "GELU"] * depth)[:-1]
 
 
-def test_several_encoders_are_concatenated_channel_by_channel():
+def test_several_encoders_are_concatenated_channel_by_channel(features):
     one, other = features([(2, 3), (1, 2)], 6), features([(2, 3), (1, 2)], 4, seed=1)
     fused = concat_encoders([one, other])
     assert torch.equal(fused.patches_TV, torch.cat([one.patches_TV, other.patches_TV], 1))
@@ -126,7 +120,7 @@ def test_the_first_hidden_layer_can_be_wider():
         MLPConnector([6], 8, depth=1, expansion=4)
 
 
-def test_the_table_builds_with_widths_alone():
+def test_the_table_builds_with_widths_alone(features):
     for connector in CONNECTORS.values():
         built = connector(vision_widths=[6], text_width=8)
         assert sum(built([features(MIXED)]).counts) == sum(map(built.num_tokens, MIXED))
