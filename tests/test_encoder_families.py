@@ -62,14 +62,14 @@ def test_every_family_is_here():
 
 
 def test_counted_tokens_are_produced_tokens(model, noise):
-    """For random sizes, alone and together; a model refuses another number (see `VLM.embed`)."""
+    """For random sizes, alone and together; a model refuses another number (see `VLM.read`)."""
     draw = random.Random(0)
     images = [noise(i, (draw.randint(1, 90), draw.randint(1, 90))) for i in range(30)]
     rows = [question(images[i : i + 3], "say yes") for i in range(0, 30, 3)]
     batch = model.processor.prompts([r.conversation for r in rows], [r.images for r in rows])
     with torch.no_grad():
         features = model.encode_images(batch["pixel_values"], batch["image_sizes"])
-        tokens = model.image_tokens(features, batch["image_sizes"])
+        tokens = [torch.cat(row) for row in model.image_tokens(features, batch["image_sizes"])]
     counted = [model.count_tokens(image.size) for image in images]
     assert [len(run) for run in tokens] == [sum(counted[i : i + 3]) for i in range(0, 30, 3)]
     assert int((batch["input_ids"] == model.config.image_token_id).sum()) == sum(counted)

@@ -50,7 +50,8 @@ def mismatches(model, sizes):
         tensors = image_tensors(rows)
         with torch.no_grad():
             runs = model.image_tokens(model.encode_images(**tensors), tensors["image_sizes"])
-        wrong += sum(len(run) != model.count_tokens(size) for run, size in zip(runs, some, strict=True))
+        counts = [len(run) for row in runs for run in row]
+        wrong += sum(n != model.count_tokens(size) for n, size in zip(counts, some, strict=True))
     return wrong
 
 

@@ -163,7 +163,7 @@ def _check(path: str, block: Any, factory: Any) -> list[str]:
         return [f"{path}.type: {error}"]
 
 
-_PROVIDED = ("self", "vision_widths", "text_width")
+_PROVIDED = ("self", "vision_widths", "text_width", "text_layers")
 
 
 def _check_arguments(path: str, factory: Any, given: Mapping[str, Any]) -> list[str]:
@@ -215,9 +215,15 @@ def check_fit(recipe: Recipe, model: VLM) -> None:
     """Refuse stages that the model cannot run, before any step is taken.
 
     Raises:
-        UsageError: The contrastive objective without a retrieval space and text tower of equal width.
+        UsageError: The contrastive objective without a retrieval space and text tower of equal width, or one
+            copy of the images for several questions with a connector that reads the question.
     """
     for stage in recipe.stages:
+        if stage.pack == "prefix" and model.connector.reads_text:
+            raise UsageError(
+                f"stage {stage.name!r}: its image tokens depend on the question, so several questions cannot "
+                "share them; use pack: none"
+            )
         if any(OBJECTIVES[name].captions for name in objective_weights(stage.objective)):
             encoder = model.vision_encoder
             if not encoder.embed_dim or encoder.text_tower_ref is None:

@@ -13,7 +13,7 @@ from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError, unknown_name
 from vlmkit.plugins import load_class
-from vlmkit_connectors import CONNECTORS, Connector, Groups, Interleaved
+from vlmkit_connectors import CONNECTORS, Connector, Groups, Interleaved, LayerInjection
 
 FUSIONS = ("concat", "interleave", "groups")
 
@@ -91,6 +91,13 @@ def build_connector(config: VLMConfig, specs: Sequence[VisionSpec]) -> Connector
     cls = CONNECTORS.get(name) or load_class(name, Connector)  # type: ignore[type-abstract]
     arguments = {k: v for k, v in config.connector.items() if k != "type"}
     arguments["text_width"] = config.get_text_config().hidden_size
+    if issubclass(cls, LayerInjection):
+        arguments["text_layers"] = config.get_text_config().num_hidden_layers
+        if config.fusion != "concat" and len(specs) > 1:
+            raise UsageError(
+                f"connector {name!r} has one set of blocks in the language model, and fusion "
+                f"{config.fusion!r} a connector for each encoder; use fusion: concat"
+            )
     widths = [spec.feature_width for spec in specs]
     together = [widths] if config.fusion == "concat" else [[width] for width in widths]
     try:

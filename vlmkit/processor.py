@@ -12,11 +12,12 @@ from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
 from vlmkit.budget import Budget, SizedImage
 from vlmkit.config import VLMConfig, skeleton
+from vlmkit.data.batch import question_tensor
 from vlmkit.data.collate import prompt_batch
 from vlmkit.data.prompts import PROMPTS, PromptFormat
 from vlmkit.data.sample import IMAGE, Conversation
 from vlmkit.data.segments import Segment, image_token, join_parts, split_text
-from vlmkit.data.tokens import check_vocabulary, check_words, tokenize
+from vlmkit.data.tokens import check_vocabulary, check_words, question_ids, tokenize
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.image_processor import Images, VLMImageProcessor, check_options, deal_images
@@ -147,6 +148,11 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
                 not possible.
         """
         check_options(options)
+        if self.connector.reads_text:
+            raise UsageError(
+                "this model's connector reads the question, which cannot be told from rendered text; call "
+                "apply_chat_template(messages, tokenize=True, return_dict=True), or VLM.ask"
+            )
         if not text:
             raise UsageError("text is needed; for pixels alone call processor.image_processor(images)")
         prompts = [split_text(t, self.image_token) for t in ([text] if isinstance(text, str) else text)]
@@ -187,7 +193,8 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
         if not tokenize:
             texts = [join_parts((s.part for s in segments), self.image_token) for segments in prompts]
             return texts[0] if single else texts
-        inputs = self._inputs(prompts, [read_sources(sources) for _, sources in read])
+        images = [read_sources(sources) for _, sources in read]
+        inputs = self._inputs(prompts, images, [turns for turns, _ in read])
         return inputs if return_dict else inputs["input_ids"]
 
     def prompts(
@@ -202,7 +209,7 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
         Raises:
             UsageError: A text has special tokens in it, or words that the model's vocabulary lacks.
         """
-        return self._inputs([self._render(turns, True) for turns in conversations], images)
+        return self._inputs([self._render(turns, True) for turns in conversations], images, conversations)
 
     def _render(self, turns: Conversation, generate: bool) -> list[Segment]:
         check_vocabulary(turns, self.tokenizer)
@@ -211,11 +218,17 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
         return self.prompt.render(turns, self.tokenizer, generate=generate)
 
     def _inputs(
-        self, prompts: Sequence[Sequence[Segment]], images: Sequence[Sequence[Image.Image]]
+        self,
+        prompts: Sequence[Sequence[Segment]],
+        images: Sequence[Sequence[Image.Image]],
+        conversations: Sequence[Conversation] = (),
     ) -> BatchFeature:
         seen = [self.image_processor.row(own) for own in images]
         rows = [
             tokenize(segments, self.tokenizer, self.image_token_id, list(map(self.count_fitted, own.sizes)))
             for segments, own in zip(prompts, seen, strict=True)
         ]
-        return BatchFeature(prompt_batch(rows, seen, self.tokenizer.pad_token_id))
+        inputs = prompt_batch(rows, seen, self.tokenizer.pad_token_id)
+        if self.connector.reads_text:
+            inputs["question_ids"] = question_tensor([question_ids(c, self.tokenizer) for c in conversations])
+        return BatchFeature(inputs)

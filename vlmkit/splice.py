@@ -16,7 +16,7 @@ from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError
 from vlmkit.layouts import Alone, Mosaic, Piece, Size
 from vlmkit.layouts.mosaic import Box, mosaic_box
-from vlmkit_connectors import Connector, Grid, Groups, VisionFeatures
+from vlmkit_connectors import Connector, Grid, Groups, LayerInjection, Questions, VisionFeatures
 
 # An encoder's rules with the connector that takes its features; several encoders of one connector are one.
 Stream = tuple[VisionSpec, Connector]
@@ -40,6 +40,12 @@ def count_tokens(specs: Sequence[VisionSpec], connector: Connector | Groups, ima
         connector: A copy on the meta device is enough.
         image: Width and height in pixels, and the level of the layout.
     """
+    # Blocks inside the language model look at the tokens: in the sequence there is a marker.
+    return 1 if isinstance(connector, LayerInjection) else count_given(specs, connector, image)
+
+
+def count_given(specs: Sequence[VisionSpec], connector: Connector | Groups, image: SizedImage) -> int:
+    """Image tokens that the language model gets of an image, in the sequence or beside it."""
     size, level = image[:2], image[2]
     total = 0
     for spec, member in streams(specs, connector):
@@ -52,9 +58,9 @@ def count_tokens(specs: Sequence[VisionSpec], connector: Connector | Groups, ima
 def fit_images(
     specs: Sequence[VisionSpec], connector: Connector | Groups, budget: Budget, sizes: Sequence[Size]
 ) -> list[SizedImage]:
-    """The images of one row within a token budget, see `Budget.fit`."""
+    """The images of one row within a token budget, see `Budget.fit`; it is of the tokens of `count_given`."""
     levels = max(len(spec.chain) - 1 for spec in specs) if budget != Budget() else 0
-    return budget.fit(sizes, lambda image: count_tokens(specs, connector, image), levels)
+    return budget.fit(sizes, lambda image: count_given(specs, connector, image), levels)
 
 
 def _piece_tokens(piece: Piece, grids: Sequence[Grid], connector: Connector) -> int:
@@ -95,7 +101,11 @@ class Splice(nn.Module):
             self.newline.normal_(std=len(self.newline) ** -0.5)
 
     def forward(
-        self, stream: Stream, features: Sequence[VisionFeatures], images: Sequence[SizedImage]
+        self,
+        stream: Stream,
+        features: Sequence[VisionFeatures],
+        images: Sequence[SizedImage],
+        questions: Questions | None = None,
     ) -> list[Tensor]:
         """The run of tokens (N, D) of each image.
 
@@ -103,9 +113,10 @@ class Splice(nn.Module):
             stream: Rules and connector.
             features: Of the encoders that the connector takes.
             images: The images' sizes.
+            questions: Of each image, for connectors that read them.
         """
         spec, connector = stream
-        given = connector(features)
+        given = connector(features, questions)
         views = iter(torch.split(given.tokens_ND, given.counts))
         return [torch.cat(list(self._run(image, spec, connector, views))) for image in images]
 

@@ -23,11 +23,13 @@ from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.scales import join_scales
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError, VlmkitError
+from vlmkit.inject import inject, seeing
 from vlmkit.messages import ImageSource
 from vlmkit.objectives import token_loss
 from vlmkit.processor import Processor
+from vlmkit.sight import Read, Sight, see
 from vlmkit.splice import Splice, count_tokens, fit_images, streams
-from vlmkit_connectors import VisionFeatures
+from vlmkit_connectors import LayerInjection, VisionFeatures
 
 # What must be asked of the hub alike for weights and tokenizer.
 HUB = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
@@ -69,6 +71,8 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.language_model = language_model
         self.connector = build_connector(config, self.specs)
         self.splice = Splice(streams(self.specs, self.connector), config.text_config.hidden_size)
+        if isinstance(self.connector, LayerInjection):
+            inject(language_model, self.connector)
         self._processor: Processor | None = None
         self.post_init()
 
@@ -172,39 +176,124 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             features.append(join_scales(seen, scales) if len(scales) > 1 else seen)
         return features
 
-    def image_tokens(self, features: Sequence[VisionFeatures], image_sizes: Tensor) -> list[Tensor]:
-        """The run of tokens (N, D) that each row's images give, in the order of the sequence.
+    def image_tokens(
+        self,
+        features: Sequence[VisionFeatures],
+        image_sizes: Tensor,
+        questions: Sequence[Tensor] | None = None,
+    ) -> list[list[Tensor]]:
+        """The run of tokens (N, D) that each image of each row gives; (N, W) where blocks look at them.
 
         Args:
             features: From `encode_images`.
             image_sizes: (B, K, 3).
+            questions: The question of each row (Q, D), for connectors that read it.
         """
         rows = listed_images(image_sizes)
         images = [image for row in rows for image in row]
         lanes = streams(self.specs, self.connector)
         taken = [features] if len(lanes) == 1 else [[own] for own in features]
-        runs = [self.splice(lane, own, images) for lane, own in zip(lanes, taken, strict=True)]
+        text = None
+        if questions is not None:
+            text = [question for question, row in zip(questions, rows, strict=True) for _ in row]
+        runs = [self.splice(lane, own, images, text) for lane, own in zip(lanes, taken, strict=True)]
         each = iter([torch.cat(parts) for parts in zip(*runs, strict=True)])
-        empty = features[0].patches_TV.new_zeros(0, self.config.text_config.hidden_size)
-        return [torch.cat([next(each) for _ in row] or [empty]) for row in rows]
+        return [[next(each) for _ in row] for row in rows]
 
-    def embed(
-        self, input_ids: Tensor, features: Sequence[VisionFeatures] | None, image_sizes: Tensor | None
-    ) -> Tensor:
-        """Token embeddings (B, L, D) with image tokens at their placeholders.
+    def read(
+        self,
+        input_ids: Tensor,
+        features: Sequence[VisionFeatures] | None,
+        image_sizes: Tensor | None,
+        question_ids: Tensor | None = None,
+        before: Sight | None = None,
+    ) -> Read:
+        """What the language model gets: text with its images.
+
+        Args:
+            input_ids: (B, L) with image placeholders.
+            features: From `encode_images`; None without images.
+            image_sizes: (B, K, 3).
+            question_ids: (B, Q), -1 is padding; for connectors that read the question.
+            before: What the text in the cache saw.
 
         Raises:
-            VlmkitError: Placeholders and image tokens of a row differ in number.
+            VlmkitError: Placeholders and image tokens (or, where an image has one marker, images) of a row
+                differ in number.
         """
         embeds_BLD: Tensor = self.get_input_embeddings()(input_ids)
         places_BL = input_ids == self.config.image_token_id
+        rows: list[list[Tensor]] = [[] for _ in input_ids]
+        if features is not None:
+            assert image_sizes is not None
+            rows = self.image_tokens(features, image_sizes, self._questions(question_ids))
+        inside = not isinstance(self.connector, LayerInjection)
+        given = [sum(map(len, row)) if inside else len(row) for row in rows]
+        self._check_counts(places_BL.sum(1).tolist(), given)
+        if isinstance(self.connector, LayerInjection):
+            marked_BLD = embeds_BLD + places_BL.unsqueeze(-1) * self.connector.marker_D
+            return Read(marked_BLD.to(embeds_BLD), see(self.connector, places_BL, rows, before))
         if features is None:
-            self._check_counts(places_BL.sum(1).tolist(), [0] * len(input_ids))
-            return embeds_BLD
-        assert image_sizes is not None
-        rows = self.image_tokens(features, image_sizes)
-        self._check_counts(places_BL.sum(1).tolist(), [len(row) for row in rows])
-        return embeds_BLD.masked_scatter(places_BL.unsqueeze(-1), torch.cat(rows).to(embeds_BLD))
+            return Read(embeds_BLD)
+        tokens_ND = torch.cat([run for row in rows for run in row])
+        return Read(embeds_BLD.masked_scatter(places_BL.unsqueeze(-1), tokens_ND.to(embeds_BLD)))
+
+    def read_blank(
+        self, input_ids: Tensor, blank: Sequence[VisionFeatures], size: Tensor, question_ids: Tensor | None
+    ) -> Read:
+        """Text without images that still touches every parameter an image would: another process has some.
+
+        Args:
+            input_ids: (B, L) without image placeholders.
+            blank: Features of an image that nothing sees.
+            size: (1, 1, 3), its size.
+            question_ids: As in `read`.
+        """
+        read = self.read(input_ids, None, None, question_ids)
+        first = None if question_ids is None else question_ids[:1]
+        (runs,) = self.image_tokens(blank, size, self._questions(first))
+        if isinstance(self.connector, LayerInjection):
+            none_BL = torch.zeros_like(input_ids, dtype=torch.bool)
+            rows = [runs, *([] for _ in input_ids[1:])]
+            return Read(read.embeds_BLD, see(self.connector, none_BL, rows))
+        return Read(read.embeds_BLD + 0.0 * torch.cat(runs).sum().to(read.embeds_BLD))
+
+    def _questions(self, question_ids: Tensor | None) -> list[Tensor] | None:
+        """Embedded questions without padding, where the connector reads them.
+
+        Raises:
+            UsageError: It reads them, and they are not given.
+        """
+        if not self.connector.reads_text:
+            return None
+        if question_ids is None:
+            raise UsageError(
+                "this connector reads the question, and the inputs hold no question_ids; build them from "
+                "messages (processor.apply_chat_template or VLM.ask)"
+            )
+        table = self.get_input_embeddings()
+        return [table(ids[ids >= 0]) for ids in question_ids]
+
+    def _read_text(self, embeds_BLD: Tensor, before: Sight | None) -> Read:
+        """Embeddings without new images."""
+        if not isinstance(self.connector, LayerInjection):
+            return Read(embeds_BLD)
+        none_BL = torch.zeros(embeds_BLD.shape[:2], dtype=torch.bool, device=embeds_BLD.device)
+        return Read(embeds_BLD, see(self.connector, none_BL, [()] * len(embeds_BLD), before))
+
+    def _before(self, cache: Any) -> Sight | None:
+        """What the text in a cache saw.
+
+        Raises:
+            VlmkitError: The connector needs to know, and the cache was not filled by this model.
+        """
+        if not isinstance(self.connector, LayerInjection):
+            return None
+        if not hasattr(cache, "vlmkit_sight"):
+            raise VlmkitError(
+                "the cache does not say which images its text saw; fill it by a forward pass of this model"
+            )
+        return cast(Sight, cache.vlmkit_sight)
 
     @staticmethod
     def _check_counts(placeholders: list[int], given: list[int]) -> None:
@@ -215,11 +304,11 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                     "build the inputs with this model's processor"
                 )
 
-    def decode(self, embeds_BLD: Tensor, branches: Tensor | None, **kwargs: Any) -> CausalLMOutputWithPast:
-        """Run the language model over embeddings.
+    def decode(self, read: Read, branches: Tensor | None, **kwargs: Any) -> CausalLMOutputWithPast:
+        """Run the language model.
 
         Args:
-            embeds_BLD: Of text and images.
+            read: Embeddings of text and images, and what blocks inside the language model see.
             branches: (B, L) restricts attention to a packed row's own branch; needs `position_ids`.
             **kwargs: For the language model.
 
@@ -233,9 +322,13 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 raise UsageError(f"packed rows do not work with {attention!r} attention; use sdpa or eager")
             mask_B1LL = branch_mask(branches)
             # Eager attention adds the mask, and would silently misread a boolean one.
-            mask = mask_B1LL if attention == "sdpa" else additive(mask_B1LL, embeds_BLD.dtype)
+            mask = mask_B1LL if attention == "sdpa" else additive(mask_B1LL, read.embeds_BLD.dtype)
             kwargs["attention_mask"] = mask
-        output: CausalLMOutputWithPast = self.language_model(inputs_embeds=embeds_BLD, **kwargs)
+        with seeing(read.sight):
+            output: CausalLMOutputWithPast = self.language_model(inputs_embeds=read.embeds_BLD, **kwargs)
+        if read.sight is not None and output.past_key_values is not None:
+            # Where the cache goes, what its text saw goes with it.
+            output.past_key_values.vlmkit_sight = read.sight
         return output
 
     def forward(
@@ -246,6 +339,7 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         inputs_embeds: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
+        question_ids: Tensor | None = None,
         branches: Tensor | None = None,
         labels: Tensor | None = None,
         loss_weights: Tensor | None = None,
@@ -260,23 +354,25 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             inputs_embeds: (B, L, D) instead of `input_ids`, without images.
             position_ids: (B, L). Named here so that `generate` derives them from the mask: language models
                 with absolute positions would count the padding on the left.
-            past_key_values: What is cached; image placeholders are expected only while it is empty.
+            past_key_values: What is cached; image placeholders need the pixels of their images with them.
+            question_ids: (B, Q) tokens of each row's first question, -1 is padding, where connectors read it.
             branches: (B, L) branch of each token in prefix-packed rows: 0 the prefix, -1 padding.
             labels: (B, L), unshifted, -100 where nothing is supervised; gives a `loss`.
             loss_weights: (B, L) weight of each label; 1 where absent.
             **kwargs: For the language model: `attention_mask`, `use_cache`, `logits_to_keep`, ...
         """
-        if inputs_embeds is None:
+        cached = past_key_values is not None and past_key_values.get_seq_length() > 0
+        before = self._before(past_key_values) if cached else None
+        if inputs_embeds is not None:
+            read = self._read_text(inputs_embeds, before)
+        else:
             assert input_ids is not None
             features = None
             if pixel_values is not None and image_sizes is not None:
                 features = self.encode_images(pixel_values, image_sizes)
-            if features is not None or past_key_values is None or not past_key_values.get_seq_length():
-                inputs_embeds = self.embed(input_ids, features, image_sizes)
-            else:
-                inputs_embeds = self.get_input_embeddings()(input_ids)
-        cached = {"position_ids": position_ids, "past_key_values": past_key_values}
-        output = self.decode(inputs_embeds, branches, **cached, **kwargs)
+            read = self.read(input_ids, features, image_sizes, question_ids, before)
+        kept = {"position_ids": position_ids, "past_key_values": past_key_values}
+        output = self.decode(read, branches, **kept, **kwargs)
         if labels is not None:
             if loss_weights is None:
                 loss_weights = torch.ones_like(labels, dtype=torch.float32)

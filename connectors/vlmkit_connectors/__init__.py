@@ -8,6 +8,7 @@ from vlmkit_connectors.base import (
     ImageTokens,
     InjectedBlock,
     LayerInjection,
+    Memory,
     Questions,
     VisionFeatures,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "Interleaved",
     "LayerInjection",
     "MLPConnector",
+    "Memory",
     "Questions",
     "VisionFeatures",
     "concat_encoders",

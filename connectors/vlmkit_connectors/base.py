@@ -160,6 +160,7 @@ class LayerInjection(Connector):
 
     Attributes:
         blocks: The block before decoder layer n, under the name `n` (from 0).
+        seen_width: Width W of the tokens that the blocks look at.
         marker_D: Added to the language model's own embedding of the marker; zero at first.
         sees_run: Of images whose markers stand side by side a later text token sees all, as in Mllama;
             else only the last one, as in Flamingo. Earlier images are never seen.
@@ -167,16 +168,12 @@ class LayerInjection(Connector):
 
     sees_run: bool = False
 
-    def __init__(self, text_width: int) -> None:
+    def __init__(self, text_width: int, seen_width: int) -> None:
         super().__init__()
+        self.seen_width = seen_width
         self.marker_D = nn.Parameter(torch.zeros(text_width))
         self.blocks = nn.ModuleDict()
 
-    def block(self, layer: int) -> InjectedBlock | None:
-        """The block before decoder layer `layer`, or None."""
-        name = str(layer)
-        if name not in self.blocks:
-            return None
-        block = self.blocks[name]
-        assert isinstance(block, InjectedBlock)
-        return block
+    def each(self) -> dict[int, InjectedBlock]:
+        """The blocks by the number of the decoder layer that they run before."""
+        return {int(name): b for name, b in self.blocks.items() if isinstance(b, InjectedBlock)}

@@ -72,6 +72,7 @@ class Interleaved(Connector):
     def __init__(self, members: Sequence[Connector]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self.reads_text = any(member.reads_text for member in members)
 
     def num_tokens(self, grid: Grid) -> int:
         """See `Connector.num_tokens`."""
@@ -94,6 +95,11 @@ class Groups(nn.ModuleList):
     def each(self) -> list[Connector]:
         """The connectors, one an encoder."""
         return _connectors(self)
+
+    @property
+    def reads_text(self) -> bool:
+        """See `Connector.reads_text`."""
+        return any(member.reads_text for member in self.each())
 
 
 def _connectors(members: nn.ModuleList) -> list[Connector]:

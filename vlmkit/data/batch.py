@@ -1,6 +1,7 @@
 """What a training step gets, and how rows become tensors.
 
-Shapes: B rows, L tokens of the longest row, K most images of a row, P most numbers of a row's pixels.
+Shapes: B rows, L tokens of the longest row, Q tokens of the longest question, K most images of a row,
+P most numbers of a row's pixels.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Batch:
         weights_BL: float32 loss weights.
         positions_BL: int64, position of a token in its own conversation.
         branches_BL: int64, 0 prefix, k >= 1 the k-th conversation of a packed row, -1 padding.
+        question_ids_BQ: int64, tokens of each row's first question, -1 is padding; None where the connector
+            does not read questions.
         pixel_values: float32 (B, P), normalised: for each encoder, for each image, for each of its views the
             (3, height, width) pixels, all flat and one after the other; zeros behind a shorter row. No view
             is padded: `image_sizes` and the encoders' specs say where each lies.
@@ -53,6 +56,7 @@ class Batch:
     weights_BL: Tensor | None = None
     positions_BL: Tensor | None = None
     branches_BL: Tensor | None = None
+    question_ids_BQ: Tensor | None = None
     pixel_values: Tensor | None = None
     image_sizes: Tensor | None = None
 
@@ -157,6 +161,11 @@ def text_tensors(rows: Sequence[PackedRow], pad_id: int) -> dict[str, Tensor]:
         "positions_BL": _padded([row.positions for row in rows], 0),
         "branches_BL": _padded([row.branches for row in rows], PADDING),
     }
+
+
+def question_tensor(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Tokens of each row's question: int64 (B, Q), padded with -1 on the right."""
+    return _padded(rows, PADDING)
 
 
 def _padded(rows: Sequence[Sequence[int]] | Sequence[Sequence[float]], fill: int | float) -> Tensor:

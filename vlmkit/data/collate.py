@@ -12,11 +12,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vlmkit.budget import Fit, SizedImage, unlimited
-from vlmkit.data.batch import Batch, RowImages, image_tensors, row_images, text_tensors
+from vlmkit.data.batch import Batch, RowImages, image_tensors, question_tensor, row_images, text_tensors
 from vlmkit.data.pack import PackedRow, pack_prefix
 from vlmkit.data.prompts import PromptFormat
 from vlmkit.data.sample import Conversation, Sample
-from vlmkit.data.tokens import TokenRow, check_supervised, check_vocabulary, tokenize
+from vlmkit.data.tokens import TokenRow, check_supervised, check_vocabulary, question_ids, tokenize
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.layouts import Size
@@ -39,6 +39,7 @@ class TextRules:
             of a sample share a row, see `pack_prefix`; where the images do not all lie in the shared prefix
             (each must be in the row once) the sample is stored as with `none`.
         max_length: Longest row in tokens; a longer one is an error.
+        questions: Whether the connector reads the question, which is then given on its own.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -48,8 +49,10 @@ class TextRules:
     eos_weight: float = 1.0
     pack: Literal["none", "prefix"] = "none"
     max_length: int | None = None
+    questions: bool = False
 
     def __post_init__(self) -> None:
+        assert not self.questions or self.pack == "none", "check_fit refuses it: a row has one question"
         if self.tokenizer.pad_token_id is None:
             raise UsageError("the tokenizer has no padding token; set tokenizer.pad_token")
 
@@ -94,6 +97,9 @@ class Collator:
             images += [row_images(pictures, sizes, self.specs)] * copies
             rows += own
         text = {} if self.text is None else text_tensors(rows, self.text.tokenizer.pad_token_id)
+        if self.text is not None and self.text.questions:
+            asked = [question_ids(c, self.text.tokenizer) for s, _ in items for c in s.conversations]
+            text["question_ids_BQ"] = question_tensor(asked)
         ids, captions = tuple(s.id for s in samples), tuple(s.captions for s in samples)
         return Batch(ids, captions, **text, **image_tensors(images))
 

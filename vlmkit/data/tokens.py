@@ -71,6 +71,16 @@ def tokenize(
     return TokenRow(tuple(i for i, _ in out), tuple(w for _, w in out))
 
 
+def question_ids(conversation: Conversation, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens of the first question, without a prompt around it: what a connector reads of the text.
+
+    It is the first, so that no answer is in it, and the same in training and at every turn of a chat.
+    """
+    asked = next((message.text for message in conversation if message.role == "user"), "")
+    ids: list[int] = tokenizer(asked, add_special_tokens=False)["input_ids"]
+    return ids
+
+
 def _flatten(segments: Sequence[Segment], placeholder: str) -> tuple[str, list[float]]:
     """The whole text, and the weight of each of its characters."""
     texts = [placeholder if s.part is IMAGE else str(s.part) for s in segments]

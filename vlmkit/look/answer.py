@@ -22,7 +22,7 @@ from vlmkit.layouts import Alone
 from vlmkit.look.capture import attention_of
 from vlmkit.look.scene import NotPossible
 from vlmkit.vlm import VLM
-from vlmkit_connectors import Connector, Grid, Interleaved
+from vlmkit_connectors import Connector, Grid, Interleaved, LayerInjection
 
 Floats = NDArray[np.float32]
 
@@ -129,10 +129,11 @@ def token_grids(model: VLM, images: Sequence[SizedImage]) -> tuple[int, list[Gri
         NotPossible: The tokens have no places of their own, or do not come view after view.
     """
     connector, spec = model.connector, model.spec
-    if isinstance(connector, Interleaved) or not isinstance(connector, Connector):
+    outside = isinstance(connector, Interleaved | LayerInjection)
+    if outside or not isinstance(connector, Connector):
         raise NotPossible(
-            f"image tokens of connector {type(connector).__name__} have no place in the image of their own: "
-            "several encoders may show one place; a model of one encoder, or fusion: concat, can be read"
+            f"image tokens of connector {type(connector).__name__} have no place in the image of their own, or "
+            "are not in the sequence; a model of one encoder, or fusion: concat, can be read"
         )
     cells, grids = 1, []
     for width, height, level in images:

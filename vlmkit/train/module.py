@@ -1,7 +1,6 @@
 """The model with a stage's objectives, as the one module that accelerate wraps.
 
-Shapes: B rows, L tokens, D width of the language model, I images, E retrieval width, U distinct captions,
-N image tokens.
+Shapes: B rows, L tokens, I images, E retrieval width, U distinct captions.
 """
 
 from __future__ import annotations
@@ -65,12 +64,13 @@ class StageModule(nn.Module):
         self, batch: Batch, images: list[VisionFeatures] | None, features: list[VisionFeatures]
     ) -> tuple[Tensor, Tensor]:
         assert batch.input_ids_BL is not None and batch.labels_BL is not None and batch.weights_BL is not None
-        embeds_BLD = self.vlm.embed(batch.input_ids_BL, images, batch.image_sizes)
+        ids_BL, questions_BQ = batch.input_ids_BL, batch.question_ids_BQ
         if images is None:
-            run_ND = self.vlm.image_tokens(features, self._dummy_image()[1])[0]
-            embeds_BLD = embeds_BLD + 0.0 * run_ND.sum().to(embeds_BLD)
+            read = self.vlm.read_blank(ids_BL, features, self._dummy_image()[1], questions_BQ)
+        else:
+            read = self.vlm.read(ids_BL, images, batch.image_sizes, questions_BQ)
         placed = {"position_ids": batch.positions_BL, "use_cache": False}
-        logits_BLW = self.vlm.decode(embeds_BLD, batch.branches_BL, **placed).logits
+        logits_BLW = self.vlm.decode(read, batch.branches_BL, **placed).logits
         return token_loss(logits_BLW, batch.labels_BL, batch.weights_BL)
 
     def _contrastive(self, batch: Batch, features: list[VisionFeatures]) -> tuple[Tensor, Tensor]:

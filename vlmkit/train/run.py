@@ -173,6 +173,7 @@ def _stage_data(recipe: Recipe, stage: Stage, model: VLM) -> StageData:
         eos_weight=stage.eos_weight,
         pack=stage.pack,
         max_length=stage.max_length,
+        questions=processor.connector.reads_text,
     )
     wants_text = any(objective.tokens for objective in needs)
     rules = text if wants_text else None
