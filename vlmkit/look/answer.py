@@ -132,7 +132,7 @@ def token_grids(model: VLM, images: Sequence[SizedImage]) -> tuple[int, list[Gri
     outside = isinstance(connector, Interleaved | LayerInjection)
     if outside or not isinstance(connector, Connector):
         raise NotPossible(
-            f"image tokens of connector {type(connector).__name__} have no place in the image of their own, or "
+            f"image tokens of connector {type(connector).__name__} have no place in the image, or "
             "are not in the sequence; a model of one encoder, or fusion: concat, can be read"
         )
     cells, grids = 1, []
