@@ -6,16 +6,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from vlmkit.assemble import assemble, check_fit
+from vlmkit.assemble import assemble
 from vlmkit.data.sample import IMAGE, Message
 from vlmkit.errors import UsageError, VlmkitError
-from vlmkit.inference import question
 from vlmkit.inject import decoder_layers
 from vlmkit.objectives import token_loss
-from vlmkit.recipe import Recipe
+from vlmkit.recipe import Recipe, Stage
 from vlmkit.sight import windows
 from vlmkit.splice import count_given
-from vlmkit.train.stage import add_lora, apply_stage, finish_stage
+from vlmkit.train.module import StageModule
+from vlmkit.train.stage import apply_stage, finish_stage, recompute_activations
 from vlmkit.vlm import VLM
 from vlmkit_connectors import CONNECTORS, LayerInjection
 
@@ -194,9 +194,9 @@ def test_recomputed_activations_give_the_same_gradients(model, noise):
 
     model.train()
     plain = grads()
-    model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_activations(model.language_model, True)
     again = grads()
-    model.language_model.gradient_checkpointing_disable()
+    recompute_activations(model.language_model, False)
     model.eval()
     assert plain.keys() == again.keys()
     assert all((plain[n] - again[n]).abs().max() <= 1e-5 * (1 + plain[n].abs().max()) for n in plain)
@@ -217,7 +217,6 @@ def test_adapters_go_into_the_language_model_alone(model, noise, tiny_recipe):
     assert (adapted - before).abs().max() > 1e-3
     finish_stage(model)
     assert (logits(model, batch) - adapted).abs().max() < 1e-4
-    assert add_lora is not None
 
 
 def test_a_copy_has_blocks_of_its_own(model, noise):
@@ -271,12 +270,9 @@ def test_packed_conversations_have_the_losses_of_their_own_rows(model, make_samp
 
 
 def test_rows_without_images_touch_every_parameter(model, make_sample, collate):
-    from vlmkit.train.module import StageModule
-
-    stage = Recipe.model_fields  # the schema itself is not needed: one stage with the default objective
-    assert stage
     batch = collate(model, [make_sample("text", 0, ("say yes", "yes"))])
-    module = StageModule(model, _next_token())
+    train = {part: {"lr": 1e-3} for part in ("encoder", "connector", "llm")}
+    module = StageModule(model, Stage(name="s", data={"type": "easy_vqa"}, train=train, steps=1))
     model.zero_grad()
     total, _ = module(batch)["next_token"]
     total.backward()
@@ -284,13 +280,6 @@ def test_rows_without_images_touch_every_parameter(model, make_sample, collate):
     model.zero_grad()
     module(collate(model, [make_sample("one", 1, ("say yes", "yes"))]))["next_token"][0].backward()
     assert without <= {name for name, p in model.named_parameters() if p.grad is None}
-
-
-def _next_token():
-    from vlmkit.recipe import Stage
-
-    train = {part: {"lr": 1e-3} for part in ("encoder", "connector", "llm")}
-    return Stage(name="s", data={"type": "easy_vqa"}, train=train, steps=1)
 
 
 def test_a_cache_that_knows_no_images_is_refused(model, noise):
@@ -306,7 +295,7 @@ def test_rows_that_were_selected_in_the_cache_are_refused(model, noise):
     with torch.no_grad():
         cache = model(**batch, use_cache=True).past_key_values
     cache.batch_select_indices(torch.tensor([0]))
-    with pytest.raises(VlmkitError, match="have lost|has lost|rows of images|differ"):
+    with pytest.raises(VlmkitError, match="rows of images"):
         model(input_ids=batch["input_ids"][:1, -1:], past_key_values=cache)
 
 
@@ -335,4 +324,3 @@ def test_a_question_about_attention_is_refused(model, noise):
 
 def test_ask_takes_it(model, noise):
     assert isinstance(model.ask([noise(1), noise(2)], "say yes", max_new_tokens=2), str)
-    assert question([], "x") and check_fit is not None

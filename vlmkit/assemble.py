@@ -81,7 +81,7 @@ def training_texts(recipe: Recipe) -> Iterator[str]:
     for stage in recipe.stages:
         for sample in build_data(stage.data):
             for conversation in sample.conversations:
-                yield from (message.text for message in conversation)
+                yield from (text for message in conversation for text in message.texts)
 
 
 def _set_generation(model: VLM, tokenizer: Any) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vlmkit.errors import UsageError, VlmkitError
+from vlmkit.errors import UsageError
 from vlmkit.sight import Sight
 from vlmkit_connectors import InjectedBlock, LayerInjection
 
@@ -84,11 +84,6 @@ def _seen(layer: Any, hidden_BLD: Tensor) -> Tensor:
         return hidden_BLD
     block: InjectedBlock
     number, block = layer.__dict__["_block_before"]
-    if len(hidden_BLD) != len(sight.image_of_BM):
-        raise VlmkitError(
-            f"{len(hidden_BLD)} rows of text and {len(sight.image_of_BM)} rows of images: a cache whose rows "
-            "were selected or repeated has lost its images; generate from the images anew"
-        )
     given = hidden_BLD, sight.memory[number], sight.seen_BLM
     if layer.training and getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled():
         out: Tensor = checkpoint(block, *given, use_reentrant=False)

@@ -281,11 +281,12 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         none_BL = torch.zeros(embeds_BLD.shape[:2], dtype=torch.bool, device=embeds_BLD.device)
         return Read(embeds_BLD, see(self.connector, none_BL, [()] * len(embeds_BLD), before))
 
-    def _before(self, cache: Any) -> Sight | None:
+    def _before(self, cache: Any, rows: int) -> Sight | None:
         """What the text in a cache saw.
 
         Raises:
-            VlmkitError: The connector needs to know, and the cache was not filled by this model.
+            VlmkitError: The connector needs to know, and the cache was not filled by this model, or its rows
+                were selected or repeated since.
         """
         if not isinstance(self.connector, LayerInjection):
             return None
@@ -293,7 +294,13 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             raise VlmkitError(
                 "the cache does not say which images its text saw; fill it by a forward pass of this model"
             )
-        return cast(Sight, cache.vlmkit_sight)
+        sight = cast(Sight, cache.vlmkit_sight)
+        if len(sight.images) != rows:
+            raise VlmkitError(
+                f"{rows} rows of text and a cache with {len(sight.images)} rows of images: its rows were "
+                "selected or repeated, and its images were not; generate from the images anew"
+            )
+        return sight
 
     @staticmethod
     def _check_counts(placeholders: list[int], given: list[int]) -> None:
@@ -362,15 +369,16 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             **kwargs: For the language model: `attention_mask`, `use_cache`, `logits_to_keep`, ...
         """
         cached = past_key_values is not None and past_key_values.get_seq_length() > 0
-        before = self._before(past_key_values) if cached else None
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        assert given is not None
+        before = self._before(past_key_values, len(given)) if cached else None
         if inputs_embeds is not None:
             read = self._read_text(inputs_embeds, before)
         else:
-            assert input_ids is not None
             features = None
             if pixel_values is not None and image_sizes is not None:
                 features = self.encode_images(pixel_values, image_sizes)
-            read = self.read(input_ids, features, image_sizes, question_ids, before)
+            read = self.read(given, features, image_sizes, question_ids, before)
         kept = {"position_ids": position_ids, "past_key_values": past_key_values}
         output = self.decode(read, branches, **kept, **kwargs)
         if labels is not None:

@@ -43,7 +43,12 @@ class Message:
     @property
     def text(self) -> str:
         """The text without image slots."""
-        return "".join(p for p in self.parts if isinstance(p, str))
+        return "".join(self.texts)
+
+    @property
+    def texts(self) -> list[str]:
+        """The pieces of text between image slots."""
+        return [part for part in self.parts if isinstance(part, str)]
 
 
 Conversation = tuple[Message, ...]

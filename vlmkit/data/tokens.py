@@ -76,9 +76,8 @@ def question_ids(conversation: Conversation, tokenizer: PreTrainedTokenizerBase)
 
     It is the first, so that no answer is in it, and the same in training and at every turn of a chat.
     """
-    asked = next((message.text for message in conversation if message.role == "user"), "")
-    ids: list[int] = tokenizer(asked, add_special_tokens=False)["input_ids"]
-    return ids
+    asked: list[str] = next((message.texts for message in conversation if message.role == "user"), [])
+    return [token for text in asked for token, _, _ in _tokens(text, 0, tokenizer)]
 
 
 def _flatten(segments: Sequence[Segment], placeholder: str) -> tuple[str, list[float]]:
@@ -179,7 +178,7 @@ def check_vocabulary(
     # Byte-level vocabularies such as GPT-2's write everything, and call their end token the unknown one.
     if ids is not None and (unk not in ids or unk == tokenizer.eos_token_id):
         return
-    check_words((message.text for message in conversation), tokenizer)
+    check_words((text for message in conversation for text in message.texts), tokenizer)
 
 
 def check_words(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> None:
