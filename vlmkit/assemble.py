@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import PreTrainedModel
 
 from vlmkit import llm
-from vlmkit.config import VLMConfig
+from vlmkit.config import VLMConfig, connector_class
 from vlmkit.data.formats import DATA_FORMATS
 from vlmkit.data.prompts import PROMPTS
 from vlmkit.data.sample import Sample
@@ -20,12 +20,10 @@ from vlmkit.encoders import encoder_class
 from vlmkit.errors import UsageError, VlmkitError, unknown_name
 from vlmkit.init_from import load_saved
 from vlmkit.objectives import OBJECTIVES, objective_weights
-from vlmkit.plugins import load_class
 from vlmkit.processor import Processor
 from vlmkit.quantize import quantization_config
 from vlmkit.recipe import LLM, Block, Recipe
 from vlmkit.vlm import VLM
-from vlmkit_connectors import CONNECTORS
 
 
 def build_data(block: Block) -> Sequence[Sample]:
@@ -102,8 +100,8 @@ def check_blocks(raw: Mapping[str, Any]) -> list[str]:
     problems: list[str] = []
     model: Any = raw.get("model") if isinstance(raw.get("model"), dict) else {}
     for i, block in enumerate(_list(model.get("encoders"))):
-        problems += _check(f"model.encoders.{i}", block, _encoder_factory)
-    problems += _check("model.connector", model.get("connector"), _connector_factory)
+        problems += _check(f"model.encoders.{i}", block, encoder_class)
+    problems += _check("model.connector", model.get("connector"), connector_class)
     problems += _check_llm(model.get("llm"))
     problems += _check_name("model.prompt", "prompt format", model.get("prompt"), PROMPTS)
     for i, stage in enumerate(_list(raw.get("stages"))):
@@ -131,20 +129,6 @@ def _check_llm(described: Any) -> list[str]:
 
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _encoder_factory(name: str) -> Any:
-    return encoder_class(name)
-
-
-def _connector_factory(name: str) -> Any:
-    if name in CONNECTORS:
-        return CONNECTORS[name]
-    if ":" in name:
-        from vlmkit_connectors import Connector
-
-        return load_class(name, Connector)
-    raise unknown_name("connector", name, CONNECTORS)
 
 
 def _data_factory(name: str) -> Any:

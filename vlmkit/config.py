@@ -75,6 +75,19 @@ def build_encoder(described: dict[str, Any]) -> VisionEncoder:
     return encoder
 
 
+def connector_class(name: str) -> type[Connector]:
+    """The class of a connector: a name from `CONNECTORS`, or `package.module:Class`.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if name in CONNECTORS:
+        return CONNECTORS[name]
+    if ":" in name:
+        return load_class(name, Connector)  # type: ignore[type-abstract]
+    raise unknown_name("connector", name, CONNECTORS)
+
+
 def build_connector(config: VLMConfig, specs: Sequence[VisionSpec]) -> Connector | Groups:
     """The connector of a configuration with random weights, or one an encoder, as `fusion` says.
 
@@ -86,9 +99,7 @@ def build_connector(config: VLMConfig, specs: Sequence[VisionSpec]) -> Connector
     if config.fusion not in FUSIONS:
         raise unknown_name("fusion", config.fusion, FUSIONS)
     name = config.connector["type"]
-    if name not in CONNECTORS and ":" not in name:
-        raise unknown_name("connector", name, CONNECTORS)
-    cls = CONNECTORS.get(name) or load_class(name, Connector)  # type: ignore[type-abstract]
+    cls = connector_class(name)
     arguments = {k: v for k, v in config.connector.items() if k != "type"}
     arguments["text_width"] = config.get_text_config().hidden_size
     if issubclass(cls, LayerInjection):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vlmkit.config import connector_class
 from vlmkit.encoders import encoder_class
 from vlmkit.encoders.known import KNOWN
 from vlmkit.errors import unknown_name
@@ -53,7 +54,8 @@ def tiny_runs(recipe: Recipe) -> list[Recipe]:
 
 def _tiny(recipe: Recipe, start: str | None) -> Recipe:
     encoders = [_encoder(block) for block in recipe.model.encoders]
-    model = recipe.model.model_copy(update={"encoders": encoders, "llm": _llm(recipe.model.llm, start)})
+    parts = {"encoders": encoders, "connector": _connector(recipe.model.connector)}
+    model = recipe.model.model_copy(update={**parts, "llm": _llm(recipe.model.llm, start)})
     changed = {
         "output": recipe.output or f"{recipe.run_dir}_tiny",
         "init_from": start,
@@ -84,6 +86,11 @@ def _encoder(block: Block) -> Block:
     if "layout" in options:
         options["layout"] = _layout(options["layout"])
     return Block(type=block.type, **options, **tiny)
+
+
+def _connector(block: Block) -> Block:
+    """The same connector, without the options that make its size."""
+    return Block(type=block.type, **{**block.options, **connector_class(block.type).tiny_options()})
 
 
 def _layout(stated: str | dict[str, Any]) -> str | dict[str, Any]:

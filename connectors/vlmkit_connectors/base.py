@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +101,11 @@ class Connector(nn.Module, ABC):
 
     source: ClassVar[str] = ""
     reads_text: bool = False
+
+    @classmethod
+    def tiny_options(cls) -> dict[str, Any]:
+        """Options of a twin of a few thousand parameters, for widths of 16 and more; others stay as they are."""
+        return {}
 
     @abstractmethod
     def num_tokens(self, grid: Grid) -> int:
