@@ -104,7 +104,7 @@ class Connector(nn.Module, ABC):
 
     @classmethod
     def tiny_options(cls) -> dict[str, Any]:
-        """Options of a twin of a few thousand parameters, for widths of 16 and more; others stay as they are."""
+        """Options of a small twin, for widths of 16 and more; options that are not named are kept."""
         return {}
 
     @abstractmethod
