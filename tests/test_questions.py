@@ -102,7 +102,7 @@ def test_it_is_saved_and_loaded_and_asked(model, asked, noise, tmp_path):
 
 
 def test_questions_cannot_share_an_image(recipe, model):
-    with pytest.raises(UsageError, match="depend on the question.*pack: none"):
+    with pytest.raises(UsageError, match=r"depend on the question.*pack: none"):
         check_fit(recipe(pack="prefix"), model)
 
 
