@@ -12,10 +12,18 @@ from vlmkit_connectors.base import (
     VisionFeatures,
 )
 from vlmkit_connectors.fuse import Groups, Interleaved, concat_encoders
+from vlmkit_connectors.linear import LinearConnector
 from vlmkit_connectors.mlp import MLPConnector
+from vlmkit_connectors.pixel_shuffle import PixelShuffleConnector
+from vlmkit_connectors.pool import PoolConnector
+from vlmkit_connectors.token_merge import TokenMergeConnector
 
 CONNECTORS: dict[str, type[Connector]] = {
+    "linear": LinearConnector,
     "mlp": MLPConnector,
+    "pixel_shuffle": PixelShuffleConnector,
+    "pool": PoolConnector,
+    "token_merge": TokenMergeConnector,
 }
 
 __all__ = [
@@ -27,8 +35,12 @@ __all__ = [
     "InjectedBlock",
     "Interleaved",
     "LayerInjection",
+    "LinearConnector",
     "MLPConnector",
+    "PixelShuffleConnector",
+    "PoolConnector",
     "Questions",
+    "TokenMergeConnector",
     "VisionFeatures",
     "concat_encoders",
 ]
