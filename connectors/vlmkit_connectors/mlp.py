@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -57,10 +58,7 @@ class MLPConnector(Connector):
         widths = [seen] + [text_width] * depth
         if expansion:
             widths[1] = expansion * seen
-        layers: list[nn.Module] = []
-        for i in range(depth):
-            layers += [nn.GELU()] * (i > 0) + [nn.Linear(widths[i], widths[i + 1])]
-        self.layers = nn.Sequential(*layers)
+        self.layers = gelu_mlp(widths)
 
     def num_tokens(self, grid: Grid) -> int:
         """See `Connector.num_tokens`."""
@@ -77,6 +75,14 @@ class MLPConnector(Connector):
             return ImageTokens(self.layers(fused.patches_TV), tuple(r * c for r, c in fused.grids))
         pooled = map_grids(fused, partial(pool_grid, pool=self.pool))
         return ImageTokens(self.layers(pooled.tokens_ND), pooled.counts)
+
+
+def gelu_mlp(widths: Sequence[int]) -> nn.Sequential:
+    """Linear layers from each of `widths` to the next, with exact GELU between them."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.GELU()] * bool(layers) + [nn.Linear(before, after)]
+    return nn.Sequential(*layers)
 
 
 def pool_grid(patches_IRCV: Tensor, pool: int) -> Tensor:

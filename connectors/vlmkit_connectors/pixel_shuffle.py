@@ -1,0 +1,100 @@
+"""Squares of patches side by side in one token: InternVL's and Idefics3's connectors.
+
+Shapes: I views of one grid, R C its rows and columns, r c those of the tokens, f the factor, V vision width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from vlmkit_connectors.base import Connector, Grid, ImageTokens, Questions, VisionFeatures
+from vlmkit_connectors.fuse import concat_encoders
+from vlmkit_connectors.views import map_grids
+
+Projector = Literal["internvl", "idefics3"]
+
+
+class PixelShuffleConnector(Connector):
+    """The channels of factor x factor patches become one token, then a projector.
+
+    The patches of a square lie in the token row by row, each with all its channels. This is the order of
+    InternVL since version 2 (`ps_version: v2`; v1 leaves the grid transposed), of Idefics3 and of SmolVLM:
+    they differ in the projector alone.
+
+    Where the factor does not divide a grid, its last row and column are repeated, as often as needed. The
+    originals refuse such grids. Zeros would be values that no encoder gives, and would shift what the layer
+    norm makes of the real patches beside them.
+
+    Args:
+        vision_widths: Width of each encoder; several are concatenated.
+        text_width: Width of the language model's embeddings.
+        factor: Side of the square, in patches.
+        projector: `internvl` (layer norm, linear, GELU, linear) or `idefics3` (linear, without bias).
+    """
+
+    source = "InternVL 1.5, https://arxiv.org/abs/2404.16821"
+
+    def __init__(
+        self,
+        vision_widths: Sequence[int],
+        text_width: int,
+        factor: int = 2,
+        projector: Projector = "internvl",
+    ) -> None:
+        super().__init__()
+        if factor < 1:
+            raise ValueError(f"pixel_shuffle connector: found factor={factor}; give 1 or more")
+        if projector not in get_args(Projector):
+            possible = " or ".join(get_args(Projector))
+            raise ValueError(f"pixel_shuffle connector: found projector={projector!r}; give {possible}")
+        self.factor = factor
+        width = factor * factor * sum(vision_widths)
+        self.projector = _PROJECTORS[projector](width, text_width)
+
+    def num_tokens(self, grid: Grid) -> int:
+        """See `Connector.num_tokens`."""
+        return math.prod(self.token_grid(grid))
+
+    def token_grid(self, grid: Grid) -> Grid:
+        """See `Connector.token_grid`: ceil(rows / factor) by ceil(columns / factor)."""
+        return math.ceil(grid[0] / self.factor), math.ceil(grid[1] / self.factor)
+
+    def forward(self, features: Sequence[VisionFeatures], text: Questions | None = None) -> ImageTokens:
+        """See `Connector.forward`; the question is not looked at."""
+        shuffled = map_grids(concat_encoders(features), partial(pixel_shuffle, factor=self.factor))
+        return ImageTokens(self.projector(shuffled.tokens_ND), shuffled.counts)
+
+
+def pixel_shuffle(patches_IRCV: Tensor, factor: int) -> Tensor:
+    """Join the channels of factor x factor patches: (I, R, C, V) to (I, r * c, f * f * V)."""
+    whole = repeat_edge(repeat_edge(patches_IRCV, 1, factor), 2, factor)
+    views, rows, cols, width = whole.shape
+    squares_IrfcfV = whole.reshape(views, rows // factor, factor, cols // factor, factor, width)
+    return squares_IrfcfV.transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+def repeat_edge(patches_IRCV: Tensor, dim: int, factor: int) -> Tensor:
+    """Repeat the last row (`dim` 1) or column (2) until `factor` divides their number."""
+    missing = -patches_IRCV.shape[dim] % factor
+    if missing == 0:
+        return patches_IRCV
+    last = patches_IRCV.narrow(dim, -1, 1)
+    return torch.cat([patches_IRCV] + [last] * missing, dim)
+
+
+def _internvl(width: int, text_width: int) -> nn.Module:
+    layers = [nn.LayerNorm(width), nn.Linear(width, text_width), nn.GELU(), nn.Linear(text_width, text_width)]
+    return nn.Sequential(*layers)
+
+
+def _idefics3(width: int, text_width: int) -> nn.Module:
+    return nn.Linear(width, text_width, bias=False)
+
+
+_PROJECTORS = {"internvl": _internvl, "idefics3": _idefics3}
