@@ -11,21 +11,27 @@ from vlmkit_connectors.base import (
     Questions,
     VisionFeatures,
 )
+from vlmkit_connectors.c_abstractor import CAbstractorConnector
 from vlmkit_connectors.fuse import Groups, Interleaved, concat_encoders
+from vlmkit_connectors.ldp import LDPConnector
 from vlmkit_connectors.mlp import MLPConnector
 
 CONNECTORS: dict[str, type[Connector]] = {
     "mlp": MLPConnector,
+    "c_abstractor": CAbstractorConnector,
+    "ldp": LDPConnector,
 }
 
 __all__ = [
     "CONNECTORS",
+    "CAbstractorConnector",
     "Connector",
     "Grid",
     "Groups",
     "ImageTokens",
     "InjectedBlock",
     "Interleaved",
+    "LDPConnector",
     "LayerInjection",
     "MLPConnector",
     "Questions",
