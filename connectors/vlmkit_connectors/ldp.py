@@ -69,7 +69,7 @@ class LDPConnector(Connector):
         version: Which projector.
     """
 
-    source = "MobileVLM V2, https://arxiv.org/abs/2402.03766"
+    source = "MobileVLM, https://arxiv.org/abs/2312.16886, and V2, https://arxiv.org/abs/2402.03766"
 
     def __init__(
         self, vision_widths: Sequence[int], text_width: int, version: Literal["v1", "v2"] = "v2"
