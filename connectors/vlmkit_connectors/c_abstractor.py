@@ -1,0 +1,152 @@
+"""Honeybee's C-Abstractor: convolutions, average pooling to a small grid, convolutions, MLP.
+
+Shapes: I views of one grid, R C its rows and columns, V vision width, W width of the convolutions, S side of
+the table of positions, N tokens of a view.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlmkit_connectors.base import Connector, Grid, ImageTokens, Questions, VisionFeatures
+from vlmkit_connectors.conv import SqueezeExcite, depthwise, pointwise
+from vlmkit_connectors.fuse import concat_encoders
+from vlmkit_connectors.views import map_grids
+
+
+class RegNetBlock(nn.Module):
+    """RegNet's bottleneck block as Honeybee sets it up: layer norms, SiLU, depthwise 3 x 3, no narrow middle.
+
+    RegNet is Radosavovic et al. 2020 (https://arxiv.org/abs/2003.13678); its own blocks have batch norms.
+    """
+
+    def __init__(self, seen: int, width: int) -> None:
+        super().__init__()
+        self.enter = pointwise(seen, width, nn.SiLU())
+        self.spatial = depthwise(width, nn.SiLU())
+        # A quarter of what enters the block, not of its own width.
+        self.weigh = SqueezeExcite(width, max(round(seen / 4), 1), nn.SiLU(), nn.Sigmoid())
+        self.leave = pointwise(width, width)
+        self.shortcut = nn.Identity() if seen == width else pointwise(seen, width)
+
+    def forward(self, picture_IVRC: Tensor) -> Tensor:
+        """(I, V, R, C) to (I, W, R, C)."""
+        inner_IWRC = self.leave(self.weigh(self.spatial(self.enter(picture_IVRC))))
+        return F.silu(inner_IWRC + self.shortcut(picture_IVRC))
+
+
+class CAbstractorConnector(Connector):
+    """Honeybee's C-Abstractor (Cha et al. 2023, https://arxiv.org/abs/2312.06742).
+
+    `depth` RegNet blocks, adaptive average pooling to a grid of at most sqrt(tokens) by sqrt(tokens), `depth`
+    blocks, and an MLP with SiLU. The defaults are those published with CLIP ViT-L/14 at 224 pixels: 16 x 16
+    patches and `width` 1024, its own, become 144 tokens.
+
+    Differs from the original: Honeybee takes square grids of one size. Here a grid may be any; one with fewer
+    rows (or columns) than sqrt(tokens) keeps them, so that no token is made twice of the same patches. The
+    learned positions are resized (bilinear, antialiased where they shrink, in float32) for a grid that is not
+    `positions` by `positions`; Honeybee also has one for CLS, which is dropped before it could matter.
+
+    Args:
+        vision_widths: Width of each encoder; several are concatenated.
+        text_width: Width of the language model's embeddings.
+        tokens: Most tokens of a view, a square number.
+        depth: RegNet blocks before the pooling, and as many after it.
+        width: Width of the convolutions; absent, that of the patches.
+        mlp_depth: Linear layers of the MLP.
+        positions: Side of the table of positions that is added to the patches; absent (null), none is added.
+    """
+
+    source = "Honeybee, https://arxiv.org/abs/2312.06742"
+
+    def __init__(
+        self,
+        vision_widths: Sequence[int],
+        text_width: int,
+        tokens: int = 144,
+        depth: int = 3,
+        width: int | None = None,
+        mlp_depth: int = 2,
+        positions: int | None = 16,
+    ) -> None:
+        super().__init__()
+        seen = sum(vision_widths)
+        width = seen if width is None else width
+        _check(tokens=tokens, depth=depth, width=width, mlp_depth=mlp_depth, positions=positions)
+        self.side = math.isqrt(tokens)
+        self.positions_SSV = (
+            None if positions is None else nn.Parameter(torch.empty(positions, positions, seen))
+        )
+        self.before = _stage(depth, seen, width)
+        self.after = _stage(depth, width, width)
+        self.readout = _mlp(mlp_depth, width, text_width)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Positions from a normal distribution of deviation 0.02, as Honeybee's."""
+        if self.positions_SSV is not None:
+            nn.init.trunc_normal_(self.positions_SSV, std=0.02)
+
+    def num_tokens(self, grid: Grid) -> int:
+        """See `Connector.num_tokens`."""
+        return math.prod(self.token_grid(grid))
+
+    def token_grid(self, grid: Grid) -> Grid:
+        """See `Connector.token_grid`: min(rows, sqrt(tokens)) by min(columns, sqrt(tokens))."""
+        return min(grid[0], self.side), min(grid[1], self.side)
+
+    def forward(self, features: Sequence[VisionFeatures], text: Questions | None = None) -> ImageTokens:
+        """See `Connector.forward`; the question is not looked at."""
+        abstracted = map_grids(concat_encoders(features), self._abstract)
+        return ImageTokens(self.readout(abstracted.tokens_ND), abstracted.counts)
+
+    def _abstract(self, patches_IRCV: Tensor) -> Tensor:
+        """All but the MLP: (I, R, C, V) to (I, N, W)."""
+        rows, cols = patches_IRCV.shape[1:3]
+        if self.positions_SSV is not None:
+            patches_IRCV = patches_IRCV + _resized(self.positions_SSV, (rows, cols))
+        fine_IWRC = self.before(patches_IRCV.movedim(-1, 1))
+        coarse_IWRC = F.adaptive_avg_pool2d(fine_IWRC, self.token_grid((rows, cols)))
+        tokens_INW: Tensor = self.after(coarse_IWRC).flatten(2).transpose(1, 2)
+        return tokens_INW
+
+
+def _stage(depth: int, seen: int, width: int) -> nn.Sequential:
+    return nn.Sequential(*(RegNetBlock(seen if i == 0 else width, width) for i in range(depth)))
+
+
+def _mlp(depth: int, seen: int, width: int) -> nn.Sequential:
+    """Linear layers with SiLU between them; the hidden ones are as wide as the last."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise([seen] + [width] * depth):
+        layers += [nn.SiLU()] * bool(layers) + [nn.Linear(before, after)]
+    return nn.Sequential(*layers)
+
+
+def _resized(table_SSV: Tensor, grid: Grid) -> Tensor:
+    """The table of positions for another grid: (R, C, V)."""
+    if table_SSV.shape[:2] == grid:
+        return table_SSV
+    picture_1VSS = table_SSV.float().movedim(-1, 0)[None]
+    resized = F.interpolate(picture_1VSS, grid, mode="bilinear", align_corners=False, antialias=True)
+    return resized[0].movedim(0, -1).to(table_SSV.dtype)
+
+
+def _check(tokens: int, **others: int | None) -> None:
+    numbers = {"tokens": tokens, **others}
+    wrong = [f"{name}={number}" for name, number in numbers.items() if number is not None and number < 1]
+    if wrong:
+        raise ValueError(f"c_abstractor connector: found {', '.join(wrong)}; each must be 1 or more")
+    side = math.isqrt(tokens)
+    if side**2 != tokens:
+        raise ValueError(
+            f"c_abstractor connector: found tokens={tokens}; tokens form a square, give a square number such "
+            f"as {side**2} or {(side + 1) ** 2}"
+        )
