@@ -13,9 +13,13 @@ from vlmkit_connectors.base import (
 )
 from vlmkit_connectors.fuse import Groups, Interleaved, concat_encoders
 from vlmkit_connectors.mlp import MLPConnector
+from vlmkit_connectors.perceiver import PerceiverConnector, PerceiverResampler
+from vlmkit_connectors.qformer import QFormerConnector
 
 CONNECTORS: dict[str, type[Connector]] = {
     "mlp": MLPConnector,
+    "perceiver": PerceiverConnector,
+    "qformer": QFormerConnector,
 }
 
 __all__ = [
@@ -28,6 +32,9 @@ __all__ = [
     "Interleaved",
     "LayerInjection",
     "MLPConnector",
+    "PerceiverConnector",
+    "PerceiverResampler",
+    "QFormerConnector",
     "Questions",
     "VisionFeatures",
     "concat_encoders",
