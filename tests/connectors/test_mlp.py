@@ -122,5 +122,5 @@ def test_the_first_hidden_layer_can_be_wider():
 
 def test_the_table_builds_with_widths_alone(features):
     for connector in CONNECTORS.values():
-        built = connector(vision_widths=[6], text_width=8)
-        assert sum(built([features(MIXED)]).counts) == sum(map(built.num_tokens, MIXED))
+        built = connector(vision_widths=[64], text_width=128)
+        assert sum(built([features(MIXED, 64)]).counts) == sum(map(built.num_tokens, MIXED))
