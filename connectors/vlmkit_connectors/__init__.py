@@ -12,15 +12,20 @@ from vlmkit_connectors.base import (
     VisionFeatures,
 )
 from vlmkit_connectors.fuse import Groups, Interleaved, concat_encoders
+from vlmkit_connectors.gated_cross_attention import GatedCrossAttention
+from vlmkit_connectors.mllama import MllamaCrossAttention
 from vlmkit_connectors.mlp import MLPConnector
 
 CONNECTORS: dict[str, type[Connector]] = {
+    "gated_cross_attention": GatedCrossAttention,
+    "mllama": MllamaCrossAttention,
     "mlp": MLPConnector,
 }
 
 __all__ = [
     "CONNECTORS",
     "Connector",
+    "GatedCrossAttention",
     "Grid",
     "Groups",
     "ImageTokens",
@@ -28,6 +33,7 @@ __all__ = [
     "Interleaved",
     "LayerInjection",
     "MLPConnector",
+    "MllamaCrossAttention",
     "Questions",
     "VisionFeatures",
     "concat_encoders",
