@@ -13,9 +13,11 @@ from vlmkit_connectors.base import (
 )
 from vlmkit_connectors.fuse import Groups, Interleaved, concat_encoders
 from vlmkit_connectors.mlp import MLPConnector
+from vlmkit_connectors.sva import SVAConnector
 
 CONNECTORS: dict[str, type[Connector]] = {
     "mlp": MLPConnector,
+    "sva": SVAConnector,
 }
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "LayerInjection",
     "MLPConnector",
     "Questions",
+    "SVAConnector",
     "VisionFeatures",
     "concat_encoders",
 ]

@@ -22,16 +22,25 @@ def resample(features: VisionFeatures, like: VisionFeatures) -> VisionFeatures:
     Raises:
         ValueError: The encoders see different views.
     """
-    if features.image_of_view_I.tolist() != like.image_of_view_I.tolist():
-        raise ValueError(
-            f"fused encoders need the same views, found {_brief(like)} and {_brief(features)}; give all "
-            "encoders the same layout and options, or use fusion: groups"
-        )
+    same_views(features, like)
     if features.grids == like.grids:
         return features
     pairs = zip(features.views(), features.grids, like.grids, strict=True)
     patches_TV = torch.cat([_resize(view, grid, wanted) for view, grid, wanted in pairs])
     return VisionFeatures(patches_TV, like.grids_I2, like.image_of_view_I, features.pooled_BE)
+
+
+def same_views(features: VisionFeatures, like: VisionFeatures) -> None:
+    """Refuse features of two encoders that do not see the same views of the same images.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if features.image_of_view_I.tolist() != like.image_of_view_I.tolist():
+        raise ValueError(
+            f"fused encoders need the same views, found {_brief(like)} and {_brief(features)}; give all "
+            "encoders the same layout and options, or use fusion: groups"
+        )
 
 
 def _resize(view_TV: Tensor, grid: Grid, wanted: Grid) -> Tensor:
