@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from vlmkit_connectors.base import Connector, Grid, ImageTokens, Questions, VisionFeatures
+from vlmkit_connectors.views import resize
 
 
 def resample(features: VisionFeatures, like: VisionFeatures) -> VisionFeatures:
     """Bring the grids of one encoder to those of another that sees the same views.
 
-    Bilinear, pixel centres aligned as for images, antialiased where a grid shrinks; equal grids pass through.
+    See `resize`; equal grids pass through.
 
     Raises:
         ValueError: The encoders see different views.
@@ -26,7 +26,8 @@ def resample(features: VisionFeatures, like: VisionFeatures) -> VisionFeatures:
     if features.grids == like.grids:
         return features
     pairs = zip(features.views(), features.grids, like.grids, strict=True)
-    patches_TV = torch.cat([_resize(view, grid, wanted) for view, grid, wanted in pairs])
+    resized = [resize(view_TV.view(1, *grid, -1), wanted) for view_TV, grid, wanted in pairs]
+    patches_TV = torch.cat([view_1RCV.flatten(0, 2) for view_1RCV in resized])
     return VisionFeatures(patches_TV, like.grids_I2, like.image_of_view_I, features.pooled_BE)
 
 
@@ -41,15 +42,6 @@ def same_views(features: VisionFeatures, like: VisionFeatures) -> None:
             f"fused encoders need the same views, found {_brief(like)} and {_brief(features)}; give all "
             "encoders the same layout and options, or use fusion: groups"
         )
-
-
-def _resize(view_TV: Tensor, grid: Grid, wanted: Grid) -> Tensor:
-    """One view's patches on another grid; computed in float32."""
-    if grid == wanted:
-        return view_TV
-    picture_1VRC = view_TV.float().view(1, *grid, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(picture_1VRC, wanted, mode="bilinear", align_corners=False, antialias=True)
-    return resized.flatten(2).squeeze(0).T.to(view_TV.dtype)
 
 
 def concat_encoders(features: Sequence[VisionFeatures]) -> VisionFeatures:

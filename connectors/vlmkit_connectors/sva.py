@@ -26,7 +26,7 @@ class SVAConnector(Connector):
     with a query and layers of its own; their channels are joined, so more groups are not more tokens.
 
     Any grids: tokens form a grid of min(side, rows) x min(side, columns) of the first encoder's, where
-    side * side = `tokens`. Each encoder's features are resampled as in `fuse.resample` to the multiple of
+    side * side = `tokens`. Each encoder's features are resampled (see `resize`) to the multiple of
     the token grid nearest to their own grid, at least the token grid itself, and cut into equal windows.
 
     What differs: there the token grid is always the whole square, and the multiples are set by hand; windows

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vlmkit_connectors.base import Grid
+from vlmkit_connectors.views import resize
 
 
 class SVAGroup(nn.Module):
@@ -109,7 +109,7 @@ def cut_windows(patches_IRCV: Tensor, grid: Grid) -> Tensor:
     The features are resampled to the multiple of `grid` nearest to their own grid, at least `grid` itself.
     """
     rows, cols = (max(1, (2 * own + n) // (2 * n)) for own, n in zip(patches_IRCV.shape[1:3], grid))
-    whole = _resize(patches_IRCV, (grid[0] * rows, grid[1] * cols))
+    whole = resize(patches_IRCV, (grid[0] * rows, grid[1] * cols))
     apart = whole.view(len(whole), grid[0], rows, grid[1], cols, -1)
     return apart.transpose(2, 3).flatten(1, 2)
 
@@ -118,17 +118,8 @@ def _marked(windows_INhwW: Tensor, table_SSW: Tensor) -> Tensor:
     """Patches (I, N, h * w, W) with their position in the window; a window of one patch has none."""
     rows, cols = windows_INhwW.shape[2:4]
     if rows * cols > 1:
-        windows_INhwW = windows_INhwW + _resize(table_SSW.unsqueeze(0), (rows, cols))
+        windows_INhwW = windows_INhwW + resize(table_SSW.unsqueeze(0), (rows, cols))
     return windows_INhwW.flatten(2, 3)
-
-
-def _resize(picture_IRCV: Tensor, grid: Grid) -> Tensor:
-    """The same picture on another grid, as in `fuse.resample`; computed in float32."""
-    if picture_IRCV.shape[1:3] == grid:
-        return picture_IRCV
-    picture = picture_IRCV.float().permute(0, 3, 1, 2)
-    resized = F.interpolate(picture, grid, mode="bilinear", align_corners=False, antialias=True)
-    return resized.permute(0, 2, 3, 1).to(picture_IRCV.dtype)
 
 
 def _normed(width: int) -> nn.Sequential:
