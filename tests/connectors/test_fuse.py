@@ -42,7 +42,7 @@ def test_resizing_by_hand():
 
 
 def test_a_grid_of_one_column_keeps_its_rows():
-    """Rows of 0, 1, 2, 3 to two places: a tent of 3 3 1 and of 1 3 3, divided by 7; however they are stored."""
+    """Rows of 0, 1, 2, 3 to two places: tents of 3 3 1 and 1 3 3 sevenths, however they are stored."""
     rows = torch.arange(4.0).repeat_interleave(3).view(1, 4, 3, 1).expand(1, 4, 3, 5)
     for patches in (rows, rows.contiguous(), rows.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)):
         found = resize(patches, (2, 1))
