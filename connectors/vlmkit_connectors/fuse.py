@@ -1,6 +1,7 @@
 """Several encoders on one image: channels joined, tokens interleaved, or one group of tokens after another.
 
-Shapes: T patches of all views, V vision width, N image tokens, D width of the language model.
+Shapes: T patches of all views, V vision width, I views of one grid, R C its rows and columns, N image tokens,
+D width of the language model.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vlmkit_connectors.base import Connector, Grid, ImageTokens, Questions, VisionFeatures
-from vlmkit_connectors.views import resize
 
 
 def resample(features: VisionFeatures, like: VisionFeatures) -> VisionFeatures:
@@ -42,6 +43,19 @@ def same_views(features: VisionFeatures, like: VisionFeatures) -> None:
             f"fused encoders need the same views, found {_brief(like)} and {_brief(features)}; give all "
             "encoders the same layout and options, or use fusion: groups"
         )
+
+
+def resize(patches_IRCV: Tensor, grid: Grid) -> Tensor:
+    """The same views on another grid; computed in float32.
+
+    Bilinear, pixel centres aligned as for images, antialiased where a grid shrinks; equal grids pass through.
+    """
+    if patches_IRCV.shape[1:3] == grid:
+        return patches_IRCV
+    # Channels last whatever came in: else torch 2.13 on a CPU fills a grid of one column with its first row.
+    picture = patches_IRCV.float().permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    resized = F.interpolate(picture, grid, mode="bilinear", align_corners=False, antialias=True)
+    return resized.permute(0, 2, 3, 1).to(patches_IRCV.dtype)
 
 
 def concat_encoders(features: Sequence[VisionFeatures]) -> VisionFeatures:

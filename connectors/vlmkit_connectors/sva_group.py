@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmkit_connectors.base import Grid
-from vlmkit_connectors.views import resize
+from vlmkit_connectors.fuse import resize
 
 
 class SVAGroup(nn.Module):

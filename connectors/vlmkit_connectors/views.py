@@ -1,4 +1,4 @@
-"""Views of any grids through a function that takes views of one grid, and views on another grid.
+"""Views of any grids through a function that takes views of one grid.
 
 Shapes: I views of one grid, R C its rows and columns, V vision width, N tokens of a view, D their width.
 """
@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from vlmkit_connectors.base import Grid, ImageTokens, VisionFeatures
+from vlmkit_connectors.base import ImageTokens, VisionFeatures
 
 
 def map_grids(features: VisionFeatures, run: Callable[[Tensor], Tensor]) -> ImageTokens:
@@ -43,16 +42,3 @@ def map_views(features: Sequence[VisionFeatures], run: Callable[[Sequence[Tensor
         for i, tokens_ND in zip(numbered, run(stacked), strict=True):
             tokens[i] = tokens_ND
     return ImageTokens(torch.cat(tokens), tuple(map(len, tokens)))
-
-
-def resize(patches_IRCV: Tensor, grid: Grid) -> Tensor:
-    """The same views on another grid; computed in float32.
-
-    Bilinear, pixel centres aligned as for images, antialiased where a grid shrinks; equal grids pass through.
-    """
-    if patches_IRCV.shape[1:3] == grid:
-        return patches_IRCV
-    # Channels last whatever came in: else torch 2.13 on a CPU fills a grid of one column with its first row.
-    picture = patches_IRCV.float().permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-    resized = F.interpolate(picture, grid, mode="bilinear", align_corners=False, antialias=True)
-    return resized.permute(0, 2, 3, 1).to(patches_IRCV.dtype)

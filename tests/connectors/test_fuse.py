@@ -5,8 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from vlmkit_connectors import Groups, Interleaved, MLPConnector, VisionFeatures, concat_encoders
-from vlmkit_connectors.fuse import resample
-from vlmkit_connectors.views import resize
+from vlmkit_connectors.fuse import resample, resize
 
 GRIDS = [(2, 3), (4, 4), (1, 2)]
 OTHER = [(4, 6), (2, 2), (3, 5)]
