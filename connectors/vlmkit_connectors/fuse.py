@@ -1,6 +1,7 @@
 """Several encoders on one image: channels joined, tokens interleaved, or one group of tokens after another.
 
-Shapes: T patches of all views, V vision width, N image tokens, D width of the language model.
+Shapes: T patches of all views, V vision width, I views of one grid, R C its rows and columns, N image tokens,
+D width of the language model.
 """
 
 from __future__ import annotations
@@ -17,30 +18,44 @@ from vlmkit_connectors.base import Connector, Grid, ImageTokens, Questions, Visi
 def resample(features: VisionFeatures, like: VisionFeatures) -> VisionFeatures:
     """Bring the grids of one encoder to those of another that sees the same views.
 
-    Bilinear, pixel centres aligned as for images, antialiased where a grid shrinks; equal grids pass through.
+    See `resize`; equal grids pass through.
 
     Raises:
         ValueError: The encoders see different views.
+    """
+    same_views(features, like)
+    if features.grids == like.grids:
+        return features
+    pairs = zip(features.views(), features.grids, like.grids, strict=True)
+    resized = [resize(view_TV.view(1, *grid, -1), wanted) for view_TV, grid, wanted in pairs]
+    patches_TV = torch.cat([view_1RCV.flatten(0, 2) for view_1RCV in resized])
+    return VisionFeatures(patches_TV, like.grids_I2, like.image_of_view_I, features.pooled_BE)
+
+
+def same_views(features: VisionFeatures, like: VisionFeatures) -> None:
+    """Refuse features of two encoders that do not see the same views of the same images.
+
+    Raises:
+        ValueError: They do not.
     """
     if features.image_of_view_I.tolist() != like.image_of_view_I.tolist():
         raise ValueError(
             f"fused encoders need the same views, found {_brief(like)} and {_brief(features)}; give all "
             "encoders the same layout and options, or use fusion: groups"
         )
-    if features.grids == like.grids:
-        return features
-    pairs = zip(features.views(), features.grids, like.grids, strict=True)
-    patches_TV = torch.cat([_resize(view, grid, wanted) for view, grid, wanted in pairs])
-    return VisionFeatures(patches_TV, like.grids_I2, like.image_of_view_I, features.pooled_BE)
 
 
-def _resize(view_TV: Tensor, grid: Grid, wanted: Grid) -> Tensor:
-    """One view's patches on another grid; computed in float32."""
-    if grid == wanted:
-        return view_TV
-    picture_1VRC = view_TV.float().view(1, *grid, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(picture_1VRC, wanted, mode="bilinear", align_corners=False, antialias=True)
-    return resized.flatten(2).squeeze(0).T.to(view_TV.dtype)
+def resize(patches_IRCV: Tensor, grid: Grid) -> Tensor:
+    """The same views on another grid; computed in float32.
+
+    Bilinear, pixel centres aligned as for images, antialiased where a grid shrinks; equal grids pass through.
+    """
+    if patches_IRCV.shape[1:3] == grid:
+        return patches_IRCV
+    # Channels last whatever came in: else torch 2.13 on a CPU fills a grid of one column with its first row.
+    picture = patches_IRCV.float().permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    resized = F.interpolate(picture, grid, mode="bilinear", align_corners=False, antialias=True)
+    return resized.permute(0, 2, 3, 1).to(patches_IRCV.dtype)
 
 
 def concat_encoders(features: Sequence[VisionFeatures]) -> VisionFeatures:

@@ -5,7 +5,7 @@ Shapes: I views of one grid, R C its rows and columns, V vision width, N tokens 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,15 +19,28 @@ def map_grids(features: VisionFeatures, run: Callable[[Tensor], Tensor]) -> Imag
 
     Views of the same grid go together, and none is padded. Their order is that of the features.
     """
-    grids, views = features.grids, features.views()
+    return map_views([features], lambda views: run(views[0]))
+
+
+def map_views(features: Sequence[VisionFeatures], run: Callable[[Sequence[Tensor]], Tensor]) -> ImageTokens:
+    """The same for several encoders on the same views: `run` gets one (I, R, C, V) an encoder.
+
+    Views go together whose grids are the same in every encoder.
+    """
+    grids = list(zip(*(own.grids for own in features), strict=True))
     numbers = {grid: [i for i, own in enumerate(grids) if own == grid] for grid in dict.fromkeys(grids)}
     if len(numbers) == 1:
-        tokens_IND = run(features.patches_TV.view(len(grids), *grids[0], -1))
+        stacked = [own.patches_TV.view(len(grids), *grid, -1) for own, grid in zip(features, grids[0])]
+        tokens_IND = run(stacked)
         return ImageTokens(tokens_IND.flatten(0, 1), (tokens_IND.shape[1],) * len(grids))
-    tokens: list[Tensor] = [features.patches_TV] * len(grids)
-    for grid, own in numbers.items():
-        stacked = torch.stack([views[i] for i in own]).view(len(own), *grid, -1)
-        for i, tokens_ND in zip(own, run(stacked), strict=True):
+    views = [own.views() for own in features]
+    tokens: list[Tensor] = [features[0].patches_TV] * len(grids)
+    for shapes, numbered in numbers.items():
+        pairs = zip(views, shapes, strict=True)
+        stacked = [
+            torch.stack([own[i] for i in numbered]).view(-1, *grid, own[0].shape[1]) for own, grid in pairs
+        ]
+        for i, tokens_ND in zip(numbered, run(stacked), strict=True):
             tokens[i] = tokens_ND
     return ImageTokens(torch.cat(tokens), tuple(map(len, tokens)))
 

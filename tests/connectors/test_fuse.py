@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from vlmkit_connectors import Groups, Interleaved, MLPConnector, VisionFeatures, concat_encoders
-from vlmkit_connectors.fuse import resample
+from vlmkit_connectors.fuse import resample, resize
 
 GRIDS = [(2, 3), (4, 4), (1, 2)]
 OTHER = [(4, 6), (2, 2), (3, 5)]
@@ -38,6 +38,15 @@ def test_resizing_by_hand():
     ramp = VisionFeatures(torch.arange(8.0).view(8, 1), torch.tensor([[2, 4]]), torch.tensor([0]))
     like = VisionFeatures(torch.zeros(2, 1), torch.tensor([[2, 1]]), torch.tensor([0]))
     assert resample(ramp, like).patches_TV.flatten().tolist() == pytest.approx([1.5, 5.5])
+
+
+def test_a_grid_of_one_column_keeps_its_rows():
+    """Rows of 0, 1, 2, 3 to two places: tents of 3 3 1 and 1 3 3 sevenths, however they are stored."""
+    rows = torch.arange(4.0).repeat_interleave(3).view(1, 4, 3, 1).expand(1, 4, 3, 5)
+    for patches in (rows, rows.contiguous(), rows.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)):
+        found = resize(patches, (2, 1))
+        assert found.shape == (1, 2, 1, 5)
+        assert found[0, :, 0].unique(dim=1).flatten().tolist() == pytest.approx([5 / 7, 16 / 7])
 
 
 def test_channels_come_together_on_the_first_one_s_grid():

@@ -1,0 +1,122 @@
+"""Cambrian-1's Spatial Vision Aggregator: a token asks every encoder what it sees at the token's place.
+
+Shapes: I views, R C rows and columns of an encoder's grid, V its width, N tokens of a view, h w rows and
+columns of a window, W inner width, D width of the language model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vlmkit_connectors.base import Connector, Grid, ImageTokens, Questions, VisionFeatures
+from vlmkit_connectors.fuse import same_views
+from vlmkit_connectors.sva_group import SVAGroup, cut_windows
+from vlmkit_connectors.views import map_views
+
+
+class SVAConnector(Connector):
+    """Queries in a grid; each attends to the window at its place in the features of every encoder.
+
+    Tong et al. 2024 (https://arxiv.org/abs/2406.16860), as in the released code: a query is one vector that
+    all places share, its context the mean of the first encoder's features. Groups run side by side, each
+    with a query and layers of its own; their channels are joined, so more groups are not more tokens.
+
+    Any grids: tokens form a grid of min(side, rows) x min(side, columns) of the first encoder's, where
+    side * side = `tokens`. Each encoder's features are resampled (see `resize`) to the multiple of
+    the token grid nearest to their own grid, at least the token grid itself, and cut into equal windows.
+
+    What differs: there the token grid is always the whole square, and the multiples are set by hand; windows
+    are squares of one size; shrinking is not antialiased; padding around a picture is masked, here views
+    have none. Applying the aggregator again inside the language model is not built.
+
+    Args:
+        vision_widths: Width of each encoder; their features stay apart. The first one's grid counts.
+        text_width: Width of the language model's embeddings.
+        tokens: Most tokens of a view, a square number; with no more patches than that, each window is one
+            patch of an encoder, and one encoder alone leaves attention nothing to choose from.
+        groups: Groups of queries.
+        depth: Layers of a group.
+        heads: Attention heads; 16 as published.
+        width: Inner width, absent that of the widest encoder; 1024 as published.
+        window: Side of the learned tables of positions in a window, one a layer and encoder; 4 as published
+            for the finest encoder. Windows of other shapes resize them, windows of one patch take none.
+    """
+
+    source = "Cambrian-1, https://arxiv.org/abs/2406.16860"
+
+    def __init__(
+        self,
+        vision_widths: Sequence[int],
+        text_width: int,
+        tokens: int = 576,
+        groups: int = 1,
+        depth: int = 3,
+        heads: int = 8,
+        width: int | None = None,
+        window: int = 4,
+    ) -> None:
+        super().__init__()
+        inner = max(vision_widths) if width is None else width
+        _check({"tokens": tokens, "groups": groups, "depth": depth, "window": window, "heads": heads}, inner)
+        self.side = math.isqrt(tokens)
+        self.projections = nn.ModuleList(_projection(own, inner) for own in vision_widths)
+        encoders = len(vision_widths)
+        self.groups = nn.ModuleList(SVAGroup(inner, depth, heads, encoders, window) for _ in range(groups))
+        self.output = nn.Sequential(
+            nn.Linear(groups * inner, text_width), nn.GELU(), nn.Linear(text_width, text_width)
+        )
+
+    def num_tokens(self, grid: Grid) -> int:
+        """See `Connector.num_tokens`; the grid is the first encoder's."""
+        return math.prod(self.token_grid(grid))
+
+    def token_grid(self, grid: Grid) -> Grid:
+        """See `Connector.token_grid`: min(side, rows) by min(side, columns)."""
+        return min(self.side, grid[0]), min(self.side, grid[1])
+
+    def forward(self, features: Sequence[VisionFeatures], text: Questions | None = None) -> ImageTokens:
+        """See `Connector.forward`; the question is not looked at.
+
+        Raises:
+            ValueError: The encoders see different views, or are not as many as `vision_widths`.
+        """
+        for other in features[1:]:
+            same_views(other, features[0])
+        return map_views(features, self._aggregate)
+
+    def _aggregate(self, views: Sequence[Tensor]) -> Tensor:
+        """Patches (I, R, C, V) of each encoder to tokens (I, N, D)."""
+        grid = self.token_grid((views[0].shape[1], views[0].shape[2]))
+        windows_INhwW = [
+            project(cut_windows(view_IRCV, grid))
+            for project, view_IRCV in zip(self.projections, views, strict=True)
+        ]
+        tokens = [group(windows_INhwW) for group in self.groups]
+        tokens_IND: Tensor = self.output(torch.cat(tokens, dim=-1))
+        return tokens_IND
+
+
+def _check(sizes: dict[str, int], width: int) -> None:
+    """Refuse what cannot be built."""
+    found = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    if min(sizes.values()) < 1 or math.isqrt(sizes["tokens"]) ** 2 != sizes["tokens"]:
+        raise ValueError(
+            f"sva connector: found {found}; each must be 1 or more, and tokens a square number: 64, 144, "
+            "256, 576"
+        )
+    if width < 1 or width % sizes["heads"]:
+        raise ValueError(
+            f"sva connector: {sizes['heads']} heads do not divide the width {width}; give other heads, or a "
+            "width that is a multiple of them"
+        )
+
+
+def _projection(vision_width: int, width: int) -> nn.Sequential:
+    """One encoder's features to the inner width, all encoders on one scale."""
+    return nn.Sequential(
+        nn.Linear(vision_width, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width)
+    )
