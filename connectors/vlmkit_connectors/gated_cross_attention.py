@@ -67,7 +67,7 @@ class GatedCrossAttention(LayerInjection):
         head_dim: int = 64,
         ff_mult: int = 4,
     ) -> None:
-        super().__init__(text_width)
+        super().__init__(text_width, sum(vision_widths))
         check_sizes(heads=heads, head_dim=head_dim, ff_mult=ff_mult)
         seen = sum(vision_widths)
         self.media = Media(seen, resampler, num_latents, depth, heads, head_dim, ff_mult)

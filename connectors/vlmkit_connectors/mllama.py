@@ -56,7 +56,7 @@ class MllamaCrossAttention(LayerInjection):
         num_latents: int = 64,
         depth: int = 6,
     ) -> None:
-        super().__init__(text_width)
+        super().__init__(text_width, text_width)
         kv_heads = heads if kv_heads is None else kv_heads
         inner = 7 * text_width // 2 if intermediate is None else intermediate
         check_sizes(heads=heads, kv_heads=kv_heads, intermediate=inner)

@@ -7,11 +7,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-<<<<<<< HEAD
-from vlmkit_connectors import CONNECTORS, LayerInjection, MLPConnector, VisionFeatures, concat_encoders
-=======
 from vlmkit_connectors import MLPConnector, VisionFeatures, concat_encoders
->>>>>>> c-sva
 
 MIXED = [(4, 4), (3, 5), (1, 7), (5, 1), (2, 2)]
 
@@ -113,18 +109,3 @@ def test_the_first_hidden_layer_can_be_wider():
     assert all(isinstance(m, torch.nn.GELU) for m in layers[1::2])
     with pytest.raises(ValueError, match="give depth of 2 or more"):
         MLPConnector([6], 8, depth=1, expansion=4)
-<<<<<<< HEAD
-
-
-def test_the_table_builds_with_widths_alone(features):
-    for connector in CONNECTORS.values():
-<<<<<<< HEAD
-        built = connector(vision_widths=[64], text_width=128)
-        assert sum(built([features(MIXED, 64)]).counts) == sum(map(built.num_tokens, MIXED))
-=======
-        layers = {"text_layers": 4} if issubclass(connector, LayerInjection) else {}
-        built = connector(vision_widths=[6], text_width=8, **layers)
-        assert sum(built([features(MIXED)]).counts) == sum(map(built.num_tokens, MIXED))
->>>>>>> c-cross
-=======
->>>>>>> c-sva
