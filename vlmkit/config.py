@@ -29,6 +29,7 @@ class VLMConfig(PretrainedConfig):  # type: ignore[misc]
         prompt: `format`, a name from `PROMPTS`, by which questions become text.
         fusion: How several encoders come together, a name from `FUSIONS`.
         image_tokens: `per_image` and `per_sample`, see `Budget`.
+        splice: See `splice.Marks`; absent in models without.
     """
 
     model_type = "vlmkit"
@@ -43,6 +44,7 @@ class VLMConfig(PretrainedConfig):  # type: ignore[misc]
         prompt: dict[str, Any] | None = None,
         fusion: str = "concat",
         image_tokens: dict[str, int | None] | None = None,
+        splice: dict[str, bool] | None = None,
         **kwargs: Any,
     ) -> None:
         described: Any = text_config
@@ -55,6 +57,7 @@ class VLMConfig(PretrainedConfig):  # type: ignore[misc]
         self.prompt = prompt or {"format": "chat_template"}
         self.fusion = fusion
         self.image_tokens = image_tokens or {}
+        self.splice = splice or {}
         if described is not None:
             # A configuration hands its attention down to its parts: keep what the part already has.
             kwargs.setdefault("attn_implementation", described._attn_implementation)

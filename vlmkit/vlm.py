@@ -26,7 +26,7 @@ from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.messages import ImageSource
 from vlmkit.objectives import token_loss
 from vlmkit.processor import Processor
-from vlmkit.splice import Splice, count_tokens, fit_images, streams
+from vlmkit.splice import Marks, Splice, count_tokens, fit_images, streams
 from vlmkit_connectors import VisionFeatures
 
 # What must be asked of the hub alike for weights and tokenizer.
@@ -68,7 +68,8 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         config.text_config = language_model.config
         self.language_model = language_model
         self.connector = build_connector(config, self.specs)
-        self.splice = Splice(streams(self.specs, self.connector), config.text_config.hidden_size)
+        lanes, marks = streams(self.specs, self.connector), Marks(**config.splice)
+        self.splice = Splice(lanes, config.text_config.hidden_size, marks)
         self._processor: Processor | None = None
         self.post_init()
 
@@ -134,11 +135,12 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def fit(self, sizes: Sequence[tuple[int, int]]) -> list[SizedImage]:
         """The images of one row within the token budget, see `Budget.fit`."""
-        return fit_images(self.specs, self.connector, Budget(**self.config.image_tokens), sizes)
+        budget = Budget(**self.config.image_tokens)
+        return fit_images(self.specs, self.connector, self.splice.marks, budget, sizes)
 
     def count_tokens(self, image_size: tuple[int, int]) -> int:
         """Image tokens for an image of (width, height) pixels, alone and within the token budget."""
-        return count_tokens(self.specs, self.connector, self.fit([image_size])[0])
+        return count_tokens(self.specs, self.connector, self.splice.marks, self.fit([image_size])[0])
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's."""
@@ -184,7 +186,7 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         lanes = streams(self.specs, self.connector)
         taken = [features] if len(lanes) == 1 else [[own] for own in features]
         runs = [self.splice(lane, own, images) for lane, own in zip(lanes, taken, strict=True)]
-        each = iter([torch.cat(parts) for parts in zip(*runs, strict=True)])
+        each = iter([self.splice.join(parts) for parts in zip(*runs, strict=True)])
         empty = features[0].patches_TV.new_zeros(0, self.config.text_config.hidden_size)
         return [torch.cat([next(each) for _ in row] or [empty]) for row in rows]
 
