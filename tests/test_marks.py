@@ -252,6 +252,22 @@ def test_a_budget_counts_marks():
     assert fit_images([spec], connector, with_marks, exact, sizes[:1])[0][2] > 0
 
 
+def test_model_and_processor_keep_a_budget_with_marks(build, noise):
+    # Two tiles and the thumbnail: 4 tokens each with 2 separators, a start and an end.
+    sizes, options = [(32, 16)], {"layouts": ["tiles"], "image_tokens": {"per_image": 19}}
+    assert build({}, **options).fit(sizes) == [(32, 16, 0)]
+    model = build(ALL, **options)
+    assert model.fit(sizes) == model.processor.fit(sizes) != [(32, 16, 0)]
+    batch = ask(model, sizes, noise)
+    assert (
+        0
+        < int((batch["input_ids"] == model.config.image_token_id).sum())
+        == model.count_tokens((32, 16))
+        < 20
+    )
+    assert torch.isfinite(logits(model, batch)).all()
+
+
 def test_plan_and_tiny_runs_know_the_marks(tiny_recipe, tiny_clip, tiny_vlm):
     options = {"encoder": tiny_clip, "connector": {"pool": 1}}
     plans = [make_plan(tiny_recipe(**options, splice=splice)).tokens for splice in (ALL, {})]
