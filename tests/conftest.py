@@ -193,7 +193,7 @@ def tiny_recipe(rows_file):
 
     data = {"type": "llava_json", "path": str(rows_file), "image_folder": str(rows_file.parent)}
 
-    def make(llm="llama", encoder=None, connector=None, llm_options=None, stages=None, **others):
+    def make(llm="llama", encoder=None, connector=None, llm_options=None, stages=None, splice=None, **others):
         stage = {
             "name": "only",
             "data": data,
@@ -209,6 +209,7 @@ def tiny_recipe(rows_file):
                     "encoders": [encoder or {"type": "vit", **VIT}],
                     "connector": {"type": "mlp", "pool": 2, **(connector or {})},
                     "llm": {"type": llm, **LLMS[llm], **(llm_options or {})},
+                    "splice": splice or {},
                 },
                 "stages": [{**stage, **changes} for changes in stages or [{}]],
                 **others,

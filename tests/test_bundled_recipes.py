@@ -14,7 +14,7 @@ from vlmkit.errors import UsageError
 from vlmkit.layouts import build_layout
 from vlmkit.recipe import Recipe, load_recipe
 from vlmkit.recipe_files import bundled_recipes
-from vlmkit.splice import count_tokens
+from vlmkit.splice import Marks, count_tokens
 from vlmkit.tiny import SAMPLE, tiny_runs
 from vlmkit_connectors import MLPConnector
 
@@ -112,7 +112,7 @@ class TestTiny:
         spec = encoder_class("vit").from_options(**block.options).spec
         connector = MLPConnector([spec.feature_width], text_width=8)
         sizes = [(640, 480), (1920, 1080), (1700, 2200)]
-        counts = [count_tokens([spec], connector, (*size, 0)) for size in sizes]
+        counts = [count_tokens([spec], connector, Marks(), (*size, 0)) for size in sizes]
         assert all(0 < count < 1200 for count in counts)
         assert tiny_runs(tiny)[0].model == tiny.model
 

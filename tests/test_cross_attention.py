@@ -13,7 +13,7 @@ from vlmkit.inject import decoder_layers
 from vlmkit.objectives import token_loss
 from vlmkit.recipe import Recipe, Stage
 from vlmkit.sight import windows
-from vlmkit.splice import count_given
+from vlmkit.splice import Marks, count_given
 from vlmkit.train.module import StageModule
 from vlmkit.train.stage import apply_stage, finish_stage, recompute_activations
 from vlmkit.vlm import VLM
@@ -95,7 +95,7 @@ def test_an_image_is_one_marker(model, noise):
     assert (batch["input_ids"] == model.config.image_token_id).sum(1).tolist() == [2, 0]
     for size in ((16, 16), (30, 9), (90, 5)):
         assert model.count_tokens(size) == 1
-        given = count_given(model.specs, model.connector, (*size, 0))
+        given = count_given(model.specs, model.connector, Marks(), (*size, 0))
         assert given == sum(model.connector.num_tokens((v.rows, v.cols)) for v in model.spec.features(size))
 
 
@@ -311,6 +311,15 @@ def test_several_encoders_are_joined_by_channels_only(fresh, tiny_recipe, fusion
     raw["model"] |= {"encoders": raw["model"]["encoders"] * 2, "fusion": fusion,
                      "connector": {"type": NAMES[0]}}  # fmt: skip
     with pytest.raises(UsageError, match="one set of blocks"):
+        assemble(Recipe.model_validate(raw))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("mark", ["row_separator", "image_start", "image_end"])
+def test_marks_in_the_sequence_are_refused(tiny_recipe, name, mark):
+    raw = tiny_recipe().model_dump()
+    raw["model"] |= {"connector": {"type": name, **SIZES[name]}, "splice": {mark: True}}
+    with pytest.raises(UsageError, match=f"{mark}.*not in the sequence"):
         assemble(Recipe.model_validate(raw))
 
 

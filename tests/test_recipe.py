@@ -87,6 +87,8 @@ def test_a_good_recipe_has_defaults_and_cannot_be_changed(load):
             "model.llm={weights: a, depth: 3}",
             "model.llm: with 'weights' nothing else can be set; found depth",
         ),
+        ("model.splice.row_seperator=true", "row_seperator: unknown key; did you mean 'row_separator'?"),
+        ("model.splice.image_end=3", "model.splice.image_end: Input should be a valid boolean"),
         ("model.llm.quantize=nf5", "model.llm.quantize: Input should be 'nf4' or 'fp4'; found 'nf5'"),
         ("model.llm.quantize=nf4", "model.llm.quantize: needs 'weights' or 'init_from'"),
         ("model.llm={weights: a, quantize: nf4}", "stages.1.train.llm: in 4 bits only 'lora' trains"),

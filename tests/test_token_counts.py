@@ -1,4 +1,4 @@
-"""Counted tokens are produced tokens: every layout, six encoders, random sizes."""
+"""Counted tokens are produced tokens: every layout, six encoders, every mark, random sizes."""
 
 import random
 
@@ -66,9 +66,9 @@ def draw_sizes(number):
 
 @pytest.fixture(scope="module")
 def build(tiny_vlm):
-    def make(encoder, layout):
-        stated = {"type": layout, **OPTIONS.get(layout, {})}
-        return tiny_vlm(encoder={"type": encoder, **ENCODERS[encoder], "layout": stated})
+    def make(encoder, layout, splice=None, **options):
+        stated = {"type": layout, **OPTIONS.get(layout, {}), **options}
+        return tiny_vlm(encoder={"type": encoder, **ENCODERS[encoder], "layout": stated}, splice=splice)
 
     return make
 
@@ -76,6 +76,26 @@ def build(tiny_vlm):
 @pytest.mark.parametrize(("encoder", "layout"), CASES)
 def test_no_mismatch(build, encoder, layout):
     assert mismatches(build(encoder, layout), draw_sizes(FAST)) == 0
+
+
+MARKS = {
+    "row_separator": {"row_separator": True},
+    "image_start": {"image_start": True},
+    "image_end": {"image_end": True},
+    "all": dict.fromkeys(("row_separator", "image_start", "image_end"), True),
+}
+
+
+@pytest.mark.parametrize("marks", MARKS.values(), ids=MARKS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_mismatch_with_marks(build, layout, marks):
+    # A layout with its own newline takes no separators, so it is left out where there is one.
+    own = {"newline": False} if layout in ("anyres", "anyres_max") else {}
+    model = build("vit", layout, marks, **own)
+    plain = build("vit", layout, **own)
+    sizes = draw_sizes(FAST // 4)
+    assert mismatches(model, sizes) == 0
+    assert all(model.count_tokens(size) > plain.count_tokens(size) for size in sizes)
 
 
 @pytest.mark.slow

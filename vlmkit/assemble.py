@@ -56,6 +56,7 @@ def assemble(recipe: Recipe) -> VLM:
         prompt={"format": recipe.model.prompt},
         fusion=recipe.model.fusion,
         image_tokens=recipe.model.image_tokens.model_dump(),
+        splice=recipe.model.splice.model_dump(),
     )
     model = VLM(config, encoders, language_model)
     # Parts that do not fit together are found here, not with the first image.

@@ -29,6 +29,7 @@ class VLMConfig(PretrainedConfig):  # type: ignore[misc]
         prompt: `format`, a name from `PROMPTS`, by which questions become text.
         fusion: How several encoders come together, a name from `FUSIONS`.
         image_tokens: `per_image` and `per_sample`, see `Budget`.
+        splice: See `splice.Marks`; absent in models without.
     """
 
     model_type = "vlmkit"
@@ -43,6 +44,7 @@ class VLMConfig(PretrainedConfig):  # type: ignore[misc]
         prompt: dict[str, Any] | None = None,
         fusion: str = "concat",
         image_tokens: dict[str, int | None] | None = None,
+        splice: dict[str, bool] | None = None,
         **kwargs: Any,
     ) -> None:
         described: Any = text_config
@@ -55,6 +57,7 @@ class VLMConfig(PretrainedConfig):  # type: ignore[misc]
         self.prompt = prompt or {"format": "chat_template"}
         self.fusion = fusion
         self.image_tokens = image_tokens or {}
+        self.splice = splice or {}
         if described is not None:
             # A configuration hands its attention down to its parts: keep what the part already has.
             kwargs.setdefault("attn_implementation", described._attn_implementation)
@@ -103,12 +106,8 @@ def build_connector(config: VLMConfig, specs: Sequence[VisionSpec]) -> Connector
     arguments = {k: v for k, v in config.connector.items() if k != "type"}
     arguments["text_width"] = config.get_text_config().hidden_size
     if issubclass(cls, LayerInjection):
+        _check_injection(config, specs)
         arguments["text_layers"] = config.get_text_config().num_hidden_layers
-        if config.fusion != "concat" and len(specs) > 1:
-            raise UsageError(
-                f"connector {name!r} has one set of blocks in the language model, and fusion "
-                f"{config.fusion!r} a connector for each encoder; use fusion: concat"
-            )
     widths = [spec.feature_width for spec in specs]
     together = [widths] if config.fusion == "concat" else [[width] for width in widths]
     try:
@@ -119,6 +118,23 @@ def build_connector(config: VLMConfig, specs: Sequence[VisionSpec]) -> Connector
         return Groups(members)
     _check_places(config, specs)
     return members[0] if len(members) == 1 else Interleaved(members)
+
+
+def _check_injection(config: VLMConfig, specs: Sequence[VisionSpec]) -> None:
+    """Refuse what only image tokens in the sequence can have."""
+    name = config.connector["type"]
+    if config.fusion != "concat" and len(specs) > 1:
+        raise UsageError(
+            f"connector {name!r} has one set of blocks in the language model, and fusion {config.fusion!r} a "
+            "connector for each encoder; use fusion: concat"
+        )
+    marks = [mark for mark, wanted in config.splice.items() if wanted]
+    marks += ["the layout's newline"] * any(spec.rule.newline for spec in specs)
+    if marks:
+        raise UsageError(
+            f"{', '.join(marks)}: the tokens of {name!r} are not in the sequence, where these would "
+            "be written; leave them out (newline: false in the layout)"
+        )
 
 
 def _check_places(config: VLMConfig, specs: Sequence[VisionSpec]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.quantize import quantization_config
 from vlmkit.recipe import Block, Model, load_recipe
 from vlmkit.recipe_files import bundled_recipes
-from vlmkit.splice import streams
+from vlmkit.splice import Marks, streams
 from vlmkit.vlm import VLM
 from vlmkit.weights import resolve_weights
 
@@ -26,7 +27,7 @@ def load_saved(reference: str, stated: Model) -> VLM:
     """A saved model; the layout of its images is the one that the recipe states.
 
     Raises:
-        UsageError: The recipe states another encoder, connector, language model or prompt.
+        UsageError: The recipe states another encoder, connector, splice, language model or prompt.
         VlmkitError: It cannot be read, or the run of a bundled recipe is not there.
     """
     path = find_saved(reference)
@@ -79,6 +80,7 @@ def adopt(config: VLMConfig, reference: str, stated: Model) -> None:
         ("encoders", [e["type"] for e in config.encoders], [block.type for block in stated.encoders]),
         ("fusion", config.fusion, stated.fusion),
         ("connector", config.connector, {"type": stated.connector.type, **stated.connector.options}),
+        ("splice", asdict(Marks(**config.splice)), stated.splice.model_dump()),
         ("language model", config.text_config.model_type, family),
         ("prompt", config.prompt["format"], stated.prompt),
     ):

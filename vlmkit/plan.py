@@ -116,6 +116,7 @@ def _config(recipe: Recipe, notes: list[str]) -> VLMConfig:
         encoders=[{"type": b.type, **encoder_class(b.type).resolve(**b.options)} for b in blocks],
         fusion=recipe.model.fusion,
         image_tokens=recipe.model.image_tokens.model_dump(),
+        splice=recipe.model.splice.model_dump(),
         connector={"type": recipe.model.connector.type, **recipe.model.connector.options},
         text_config=_text_config(recipe, notes),
         prompt={"format": recipe.model.prompt},

@@ -22,7 +22,7 @@ from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.image_processor import Images, VLMImageProcessor, check_options, deal_images
 from vlmkit.messages import read_messages, read_sources
-from vlmkit.splice import count_tokens, fit_images
+from vlmkit.splice import Marks, count_tokens, fit_images
 from vlmkit_connectors import Connector, Groups
 
 
@@ -39,6 +39,7 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
         prompt: How conversations become text.
         image_token_id: The placeholder.
         budget: Most image tokens.
+        marks: Learned tokens among them.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
         prompt: PromptFormat,
         image_token_id: int,
         budget: Budget = Budget(),  # noqa: B008 - frozen
+        marks: Marks = Marks(),  # noqa: B008 - frozen
     ) -> None:
         self.tokenizer = tokenizer
         super().__init__(image_processor, tokenizer, chat_template=tokenizer.chat_template)
@@ -57,6 +59,7 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
         self.image_token = image_token(tokenizer)
         self.image_token_id = image_token_id
         self.budget = budget
+        self.marks = marks
         image_processor.fit = self.fit
         # By this a pipeline with a batch size pads its rows.
         tokenizer.padding_side = "left"
@@ -66,8 +69,9 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
         """For a model's configuration; loads no weights."""
         specs, connector = skeleton(config)
         assert config.image_token_id is not None
-        prompt, budget = PROMPTS[config.prompt["format"]], Budget(**config.image_tokens)
-        return cls(VLMImageProcessor(specs), tokenizer, connector, prompt, config.image_token_id, budget)
+        prompt, images = PROMPTS[config.prompt["format"]], VLMImageProcessor(specs)
+        budget, marks = Budget(**config.image_tokens), Marks(**config.splice)
+        return cls(images, tokenizer, connector, prompt, config.image_token_id, budget, marks)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, config: VLMConfig | None = None, **hub: Any) -> Processor:
@@ -123,7 +127,7 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
 
     def fit(self, sizes: Sequence[tuple[int, int]]) -> list[SizedImage]:
         """The images of one row within the token budget, see `Budget.fit`."""
-        return fit_images(self.specs, self.connector, self.budget, sizes)
+        return fit_images(self.specs, self.connector, self.marks, self.budget, sizes)
 
     def count_tokens(self, image_size: tuple[int, int]) -> int:
         """Image tokens for an image of (width, height) pixels, alone and within the token budget."""
@@ -131,7 +135,7 @@ class Processor(ProcessorMixin):  # type: ignore[misc]
 
     def count_fitted(self, image: SizedImage) -> int:
         """Image tokens for an image of `fit`, see `splice.count_tokens`."""
-        return count_tokens(self.specs, self.connector, image)
+        return count_tokens(self.specs, self.connector, self.marks, image)
 
     def __call__(
         self, images: Images = None, text: str | Sequence[str] | None = None, **options: Any

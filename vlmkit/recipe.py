@@ -105,6 +105,19 @@ class ImageTokens(Frozen):
     per_sample: int | None = Field(default=None, ge=1)
 
 
+class SpliceOptions(Frozen):
+    """Learned tokens among the image tokens, whatever the connector; they train with it.
+
+    Attributes:
+        row_separator: One after each row of tokens; the connector must keep the grid.
+        image_start, image_end: One before and after all tokens of an image.
+    """
+
+    row_separator: bool = False
+    image_start: bool = False
+    image_end: bool = False
+
+
 class Model(Frozen):
     """The parts that are assembled.
 
@@ -116,6 +129,7 @@ class Model(Frozen):
         llm: The language model.
         prompt: Name of the prompt format the model answers with.
         image_tokens: Most image tokens.
+        splice: Learned tokens among them.
     """
 
     encoders: list[Block] = Field(min_length=1)
@@ -124,6 +138,7 @@ class Model(Frozen):
     llm: LLM
     prompt: str = "chat_template"
     image_tokens: ImageTokens = ImageTokens()
+    splice: SpliceOptions = SpliceOptions()
 
 
 class Lora(Frozen):
@@ -369,8 +384,8 @@ def _messages(error: ValidationError) -> list[str]:
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {
-    "model": Model, "image_tokens": ImageTokens, "stages": Stage, "evaluate": Evaluate, "train": Part,
-    "lora": Lora,
+    "model": Model, "image_tokens": ImageTokens, "splice": SpliceOptions, "stages": Stage,
+    "evaluate": Evaluate, "train": Part, "lora": Lora,
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from vlmkit.messages import ImageSource
 from vlmkit.objectives import token_loss
 from vlmkit.processor import Processor
 from vlmkit.sight import Read, Sight, see
-from vlmkit.splice import Splice, count_tokens, fit_images, streams
+from vlmkit.splice import Marks, Splice, count_tokens, fit_images, streams
 from vlmkit_connectors import LayerInjection, VisionFeatures
 
 # What must be asked of the hub alike for weights and tokenizer.
@@ -70,7 +70,8 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         config.text_config = language_model.config
         self.language_model = language_model
         self.connector = build_connector(config, self.specs)
-        self.splice = Splice(streams(self.specs, self.connector), config.text_config.hidden_size)
+        lanes, marks = streams(self.specs, self.connector), Marks(**config.splice)
+        self.splice = Splice(lanes, config.text_config.hidden_size, marks)
         if isinstance(self.connector, LayerInjection):
             inject(language_model, self.connector)
         self._processor: Processor | None = None
@@ -138,11 +139,12 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def fit(self, sizes: Sequence[tuple[int, int]]) -> list[SizedImage]:
         """The images of one row within the token budget, see `Budget.fit`."""
-        return fit_images(self.specs, self.connector, Budget(**self.config.image_tokens), sizes)
+        budget = Budget(**self.config.image_tokens)
+        return fit_images(self.specs, self.connector, self.splice.marks, budget, sizes)
 
     def count_tokens(self, image_size: tuple[int, int]) -> int:
         """Image tokens for an image of (width, height) pixels, alone and within the token budget."""
-        return count_tokens(self.specs, self.connector, self.fit([image_size])[0])
+        return count_tokens(self.specs, self.connector, self.splice.marks, self.fit([image_size])[0])
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's."""
@@ -197,7 +199,7 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         if questions is not None:
             text = [question for question, row in zip(questions, rows, strict=True) for _ in row]
         runs = [self.splice(lane, own, images, text) for lane, own in zip(lanes, taken, strict=True)]
-        each = iter([torch.cat(parts) for parts in zip(*runs, strict=True)])
+        each = iter([self.splice.join(parts) for parts in zip(*runs, strict=True)])
         return [[next(each) for _ in row] for row in rows]
 
     def read(

@@ -23,7 +23,7 @@ def connector(request):
 
 @pytest.fixture
 def block(connector, rough):
-    return rough(connector.block(3))
+    return rough(connector.each().get(3))
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_it_changes_nothing_at_first(connector, scene, dtype, text_dtype):
     """Whatever the data types of block and language model, hidden states stay what they are."""
     hidden, tokens, seen = scene
     hidden = hidden.to(text_dtype)
-    given = run(connector.to(dtype).block(3), hidden, tokens.to(dtype), seen)
+    given = run(connector.to(dtype).each().get(3), hidden, tokens.to(dtype), seen)
     assert given.dtype == text_dtype and torch.equal(given, hidden)
     assert connector.marker_D.abs().max() == 0
 
@@ -59,14 +59,14 @@ def test_it_changes_nothing_at_first_under_autocast(connector, scene):
     hidden, tokens, seen = scene
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for own in (hidden, hidden.bfloat16()):
-            given = run(connector.block(3), own, tokens, seen)
+            given = run(connector.each().get(3), own, tokens, seen)
             assert given.dtype == own.dtype and torch.equal(given, own)
 
 
 def test_at_first_only_the_gate_learns(connector, scene):
     """tanh(0) keeps gradients from all but the gates."""
     hidden, tokens, seen = scene
-    block = connector.block(3)
+    block = connector.each().get(3)
     tokens.requires_grad_()
     block(hidden, block.remember(tokens), seen).square().sum().backward()
     gates = {name for name, p in block.named_parameters() if p.grad.abs().max() > 0}
@@ -172,13 +172,13 @@ def test_it_builds_without_memory_and_starts_from_reset(connector):
     assert {n: p.shape for n, p in built.named_parameters()} == {
         n: p.shape for n, p in connector.named_parameters()
     }
-    real = built.to_empty(device="cpu").block(3)
+    real = built.to_empty(device="cpu").each().get(3)
     for parameter in real.parameters():
         parameter.data.fill_(7)
     for module in real.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
-    own = dict(connector.block(3).named_parameters())
+    own = dict(connector.each().get(3).named_parameters())
     vectors = {name: p for name, p in real.named_parameters() if p.ndim == 1}
     assert len(vectors) > 3 and all(torch.equal(p, own[name]) for name, p in vectors.items())
 
@@ -198,9 +198,9 @@ def test_places_of_blocks(layers, every, start, expected):
 
 def test_blocks_are_found_by_layer():
     gated = GatedCrossAttention([WIDTH], WIDTH, 6, every=3, resampler="none")
-    assert [n for n in range(6) if gated.block(n)] == [2, 5] and not gated.sees_run
+    assert [n for n in range(6) if gated.each().get(n)] == [2, 5] and not gated.sees_run
     mllama = MllamaCrossAttention([WIDTH], WIDTH, 6, every=2, start=0)
-    assert [n for n in range(6) if mllama.block(n)] == [0, 2, 4] and mllama.sees_run
+    assert [n for n in range(6) if mllama.each().get(n)] == [0, 2, 4] and mllama.sees_run
 
 
 @pytest.mark.parametrize(
@@ -254,4 +254,4 @@ def test_tokens_of_any_views_and_several_encoders(kind, resampler, features, rou
         if kind is MllamaCrossAttention:
             expected = connector.multi_modal_projector(expected)
         assert (tokens - expected).abs().max() < 1e-5
-    assert connector.block(3).remember(given.tokens_ND[None])[0].shape[2] == sum(given.counts)
+    assert connector.each().get(3).remember(given.tokens_ND[None])[0].shape[2] == sum(given.counts)

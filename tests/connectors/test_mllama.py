@@ -148,7 +148,7 @@ def test_published_sizes():
     assert list(connector.blocks) == [str(n) for n in range(3, 32, 4)]
     stacked = [int(n) + i for i, n in enumerate(connector.blocks)]
     assert stacked == config.cross_attention_layers
-    ours = connector.block(31).state_dict()
+    ours = connector.each().get(31).state_dict()
     assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
-    default = MllamaCrossAttention([4], 16, 4).block(3)
+    default = MllamaCrossAttention([4], 16, 4).each().get(3)
     assert default.mlp.up_proj.out_features == 56 and default.cross_attn.kv_heads == 8

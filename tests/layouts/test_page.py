@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.layouts import LAYOUTS
-from vlmkit.splice import count_tokens
+from vlmkit.splice import Marks, count_tokens
 from vlmkit_connectors import MLPConnector
 
 PAGE = Path(__file__).parents[2] / "docs/layouts.md"
@@ -15,7 +15,7 @@ SIZES = [(640, 480), (1920, 1080), (1700, 2200), (64, 64)]
 def counted(layout):
     spec = VisionSpec(336, 14, 1024, layout=layout, max_patches=576)
     connector = MLPConnector([spec.feature_width], 64)
-    return [count_tokens([spec], connector, (*size, 0)) for size in SIZES]
+    return [count_tokens([spec], connector, Marks(), (*size, 0)) for size in SIZES]
 
 
 def test_the_table_is_what_the_code_counts():

@@ -118,7 +118,7 @@ def test_any_connector_with_a_grid_is_laid_out(plain, pool, side):
     spec = VisionSpec(4 * side, 4, 16)
     own = SimpleNamespace(connector=Halves([16], 32, pool=pool), spec=spec)
     cells, grids = token_grids(own, [(50, 50, 0)])
-    assert cells == min(pool, side) and grids == [own.connector.token_grid((side, side))]
+    assert cells == min(pool, side) and grids == [[own.connector.token_grid((side, side))]]
 
 
 @pytest.mark.parametrize("fuse", [Groups, Interleaved])
@@ -137,7 +137,7 @@ def test_tiles_are_refused(plain, layout):
 
 
 def test_tokens_that_belong_to_no_grid_are_refused():
-    first, second = deal(np.arange(10.0), [(2, 3), (2, 2)])
+    first, second = deal(np.arange(10.0), [[(2, 3), (2, 2)]])
     assert first.tolist() == [[0, 1, 2], [3, 4, 5]] and second.tolist() == [[6, 7], [8, 9]]
     with pytest.raises(NotPossible, match="11 tokens and its views have 10"):
-        deal(np.arange(11.0), [(2, 3), (2, 2)])
+        deal(np.arange(11.0), [[(2, 3)], [(2, 2)]])

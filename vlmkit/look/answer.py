@@ -21,6 +21,7 @@ from vlmkit.errors import UsageError
 from vlmkit.layouts import Alone
 from vlmkit.look.capture import attention_of
 from vlmkit.look.scene import NotPossible
+from vlmkit.splice import Marks
 from vlmkit.vlm import VLM
 from vlmkit_connectors import Connector, Grid, Interleaved, LayerInjection
 
@@ -39,7 +40,7 @@ class Looked:
         heads: Number of heads that the mean is taken over.
         maps: For each view of each image, probabilities on the grid of its tokens.
         cells: Side of the patches behind one token, in patches, one for all.
-        share: What all image tokens get together; the rest goes to text.
+        share: What the tokens of all views get together; the rest goes to text and to marks (see `Marks`).
         levels: Of each image's layout, by which the token budget was kept (see `VisionSpec.at`).
     """
 
@@ -92,10 +93,11 @@ def looked_at(
     last_HL, layer, layers = _last_row(model, {**inputs, **chosen}, layer)
     mean_N = last_HL.mean(dim=0)[before_1L[0] == model.config.image_token_id].cpu().numpy()
     text = model.processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
-    maps = deal(mean_N, grids)
+    maps = deal(mean_N, grids, model.splice.marks)
     found = (text, texts[number - 1], number, len(answer), layer, layers, len(last_HL))
     levels = tuple(level for _, _, level in sized)
-    return Looked(*found, maps, cells, float(mean_N.sum()), levels)
+    share = float(sum(own.sum() for own in maps))
+    return Looked(*found, maps, cells, share, levels)
 
 
 def _last_row(model: VLM, inputs: dict[str, Tensor], layer: int | None) -> tuple[Tensor, int, int]:
@@ -118,8 +120,8 @@ def _last_row(model: VLM, inputs: dict[str, Tensor], layer: int | None) -> tuple
     return rows[layer - 1], layer, len(rows)
 
 
-def token_grids(model: VLM, images: Sequence[SizedImage]) -> tuple[int, list[Grid]]:
-    """Patches along the edge of one image token, and the grid of tokens of each view.
+def token_grids(model: VLM, images: Sequence[SizedImage]) -> tuple[int, list[list[Grid]]]:
+    """Patches along the edge of one image token, and for each image the grid of tokens of each view.
 
     Args:
         model: Its connector and first encoder's rules count.
@@ -135,7 +137,8 @@ def token_grids(model: VLM, images: Sequence[SizedImage]) -> tuple[int, list[Gri
             f"image tokens of connector {type(connector).__name__} have no place in the image, or "
             "are not in the sequence; a model of one encoder, or fusion: concat, can be read"
         )
-    cells, grids = 1, []
+    cells: int = 1
+    grids: list[list[Grid]] = []
     for width, height, level in images:
         views = spec.features((width, height), level)
         if spec.pieces((width, height), level) != tuple(map(Alone, range(len(views)))):
@@ -143,12 +146,13 @@ def token_grids(model: VLM, images: Sequence[SizedImage]) -> tuple[int, list[Gri
                 f"layout {spec.layout!r} reorders the tokens of tiles, joins them to one grid, or ends them "
                 "with a newline; only tokens that follow view after view are laid out"
             )
+        grids.append([])
         for view in views:
             grid = connector.token_grid((view.rows, view.cols))
             if grid is None:
                 raise NotPossible(f"the tokens of connector {type(connector).__name__} form no grid")
             cells = max(cells, _cells(connector, (view.rows, view.cols), grid))
-            grids.append(grid)
+            grids[-1].append(grid)
     return cells, grids
 
 
@@ -170,17 +174,39 @@ def _cells(connector: Connector, patches: Grid, tokens: Grid) -> int:
     return max(whole or fits)
 
 
-def deal(values_N: Floats, grids: Sequence[Grid]) -> tuple[Floats, ...]:
-    """Image tokens in the order of the sequence to the grids of their views.
+def deal(
+    values_N: Floats,
+    grids: Sequence[Sequence[Grid]],
+    marks: Marks = Marks(),  # noqa: B008 - frozen
+) -> tuple[Floats, ...]:
+    """Image tokens in the order of the sequence to the grids of their views; what marks get is left out.
+
+    Args:
+        values_N: Of all images.
+        grids: Of tokens, for each image those of its views.
+        marks: The model's.
 
     Raises:
         NotPossible: There are more or fewer tokens than the grids have.
     """
-    counts = [rows * cols for rows, cols in grids]
-    if sum(counts) != len(values_N):
+    of_view_N = _of_views(grids, marks)
+    if len(of_view_N) != len(values_N):
         raise NotPossible(
-            f"the image has {len(values_N)} tokens and its views have {sum(counts)}: other tokens, such as "
-            "separators, are among them, and their places are not known here"
+            f"the image has {len(values_N)} tokens and its views have {len(of_view_N)}: other tokens are "
+            "among them, and their places are not known here"
         )
-    ends = np.cumsum(counts)
-    return tuple(values_N[end - n : end].reshape(grid) for end, n, grid in zip(ends, counts, grids))
+    flat = [grid for own in grids for grid in own]
+    ends = np.cumsum([rows * cols for rows, cols in flat])[:-1]
+    parts = np.split(values_N[of_view_N], ends)
+    return tuple(part.reshape(grid) for part, grid in zip(parts, flat, strict=True))
+
+
+def _of_views(grids: Sequence[Sequence[Grid]], marks: Marks) -> NDArray[np.bool_]:
+    """For each image token whether it is of a view; the others are marks. See `Splice`, which writes them."""
+    found: list[bool] = []
+    for own in grids:
+        found += [False] * marks.image_start
+        for rows, cols in own:
+            found += ([True] * cols + [False] * marks.row_separator) * rows
+        found += [False] * marks.image_end
+    return np.array(found, bool)
