@@ -12,11 +12,15 @@ from vlmkit_connectors.base import (
     VisionFeatures,
 )
 from vlmkit_connectors.fuse import Groups, Interleaved, concat_encoders
+from vlmkit_connectors.gated_cross_attention import GatedCrossAttention
+from vlmkit_connectors.mllama import MllamaCrossAttention
 from vlmkit_connectors.mlp import MLPConnector
 from vlmkit_connectors.perceiver import PerceiverConnector, PerceiverResampler
 from vlmkit_connectors.qformer import QFormerConnector
 
 CONNECTORS: dict[str, type[Connector]] = {
+    "gated_cross_attention": GatedCrossAttention,
+    "mllama": MllamaCrossAttention,
     "mlp": MLPConnector,
     "perceiver": PerceiverConnector,
     "qformer": QFormerConnector,
@@ -25,6 +29,7 @@ CONNECTORS: dict[str, type[Connector]] = {
 __all__ = [
     "CONNECTORS",
     "Connector",
+    "GatedCrossAttention",
     "Grid",
     "Groups",
     "ImageTokens",
@@ -32,6 +37,7 @@ __all__ = [
     "Interleaved",
     "LayerInjection",
     "MLPConnector",
+    "MllamaCrossAttention",
     "PerceiverConnector",
     "PerceiverResampler",
     "QFormerConnector",

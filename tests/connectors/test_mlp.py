@@ -7,7 +7,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from vlmkit_connectors import CONNECTORS, MLPConnector, VisionFeatures, concat_encoders
+from vlmkit_connectors import CONNECTORS, LayerInjection, MLPConnector, VisionFeatures, concat_encoders
 
 MIXED = [(4, 4), (3, 5), (1, 7), (5, 1), (2, 2)]
 
@@ -122,5 +122,6 @@ def test_the_first_hidden_layer_can_be_wider():
 
 def test_the_table_builds_with_widths_alone(features):
     for connector in CONNECTORS.values():
-        built = connector(vision_widths=[64], text_width=128)
+        layers = {"text_layers": 4} if issubclass(connector, LayerInjection) else {}
+        built = connector(vision_widths=[64], text_width=128, **layers)
         assert sum(built([features(MIXED, 64)]).counts) == sum(map(built.num_tokens, MIXED))
