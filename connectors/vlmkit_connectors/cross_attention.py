@@ -1,6 +1,6 @@
 """What cross-attention connectors share: places of blocks, masked attention, the tokens that blocks look at.
 
-Shapes: I views of one grid, R C its rows and columns, V width of all encoders, B rows of the language model,
+Shapes: I views, P patches of the longest, N latents, V width of all encoders, B rows of the language model,
 L text tokens, M most image tokens of a row, D width of the language model, H heads, d width of a head.
 """
 
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vlmkit_connectors.attention import check_sizes
 from vlmkit_connectors.base import Grid, ImageTokens, Memory, VisionFeatures
 from vlmkit_connectors.fuse import concat_encoders
-from vlmkit_connectors.perceiver import PerceiverResampler
-from vlmkit_connectors.views import map_grids
+from vlmkit_connectors.resampler import PerceiverResampler
+from vlmkit_connectors.views import map_padded
 
 Resampler = Literal["perceiver", "none"]
 
@@ -50,8 +51,10 @@ class Media(nn.Module):
     ) -> None:
         super().__init__()
         if resampler not in ("perceiver", "none"):
-            raise ValueError(f"cross-attention: found resampler {resampler!r}; give perceiver or none")
-        check_sizes(num_latents=num_latents, depth=depth)
+            raise ValueError(
+                f"cross-attention connector: found resampler {resampler!r}; give perceiver or none"
+            )
+        check_sizes("cross-attention", num_latents=num_latents, depth=depth)
         self.num_latents = num_latents
         self.resampler = None
         if resampler == "perceiver":
@@ -70,11 +73,12 @@ class Media(nn.Module):
         fused = concat_encoders(features)
         if self.resampler is None:
             return ImageTokens(fused.patches_TV, tuple(r * c for r, c in fused.grids))
-        return map_grids(fused, self._resample)
+        return map_padded(fused, self._resample)
 
-    def _resample(self, patches_IRCV: Tensor) -> Tensor:
+    def _resample(self, views: list[int], patches_IPV: Tensor, mask_IP: Tensor | None) -> Tensor:
+        """Latents of padded views, (I, N, V)."""
         assert self.resampler is not None
-        latents_INV: Tensor = self.resampler(patches_IRCV.flatten(1, 2))
+        latents_INV: Tensor = self.resampler(patches_IPV, mask_IP)
         return latents_INV
 
 
@@ -84,26 +88,15 @@ def places(text_layers: int, every: int, start: int | None = None) -> range:
     Raises:
         ValueError: There is no such layer.
     """
-    check_sizes(every=every)
+    check_sizes("cross-attention", every=every)
     first = every - 1 if start is None else start
     if not 0 <= first < text_layers:
         raise ValueError(
-            f"cross-attention: found every={every}, start={start} for a language model of {text_layers} "
-            f"decoder layers: the first block would stand before layer {first}, counted from 0; possible "
-            f"are 0 to {text_layers - 1}: give a smaller `every` or another `start`"
+            f"cross-attention connector: found every={every}, start={start} for a language model of "
+            f"{text_layers} decoder layers: the first block would stand before layer {first}, from 0; "
+            f"possible are 0 to {text_layers - 1}: give a smaller `every` or another `start`"
         )
     return range(first, text_layers, every)
-
-
-def check_sizes(**sizes: int) -> None:
-    """Refuse sizes and counts below 1.
-
-    Raises:
-        ValueError: One is; the message names it.
-    """
-    wrong = [f"{name}={size}" for name, size in sizes.items() if size < 1]
-    if wrong:
-        raise ValueError(f"cross-attention: found {', '.join(wrong)}; give 1 or more")
 
 
 def split_heads(x_BLW: Tensor, heads: int) -> Tensor:
@@ -112,7 +105,7 @@ def split_heads(x_BLW: Tensor, heads: int) -> Tensor:
     return x_BLW.view(*x_BLW.shape[:2], heads, x_BLW.shape[2] // heads).transpose(1, 2)
 
 
-def attend(queries_BHLd: Tensor, memory: Memory, seen_BLM: Tensor) -> Tensor:
+def look(queries_BHLd: Tensor, memory: Memory, seen_BLM: Tensor) -> Tensor:
     """Attention of each text token over the image tokens it may see, (B, L, H * d); zero where there is none.
 
     Args:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vlmkit_connectors.attention import check_sizes
 from vlmkit_connectors.base import (
     Grid,
     ImageTokens,
@@ -20,15 +21,7 @@ from vlmkit_connectors.base import (
     Questions,
     VisionFeatures,
 )
-from vlmkit_connectors.cross_attention import (
-    Media,
-    Resampler,
-    add_gated,
-    attend,
-    check_sizes,
-    places,
-    split_heads,
-)
+from vlmkit_connectors.cross_attention import Media, Resampler, add_gated, look, places, split_heads
 
 
 class GatedCrossAttention(LayerInjection):
@@ -68,7 +61,7 @@ class GatedCrossAttention(LayerInjection):
         ff_mult: int = 4,
     ) -> None:
         super().__init__(text_width, sum(vision_widths))
-        check_sizes(heads=heads, head_dim=head_dim, ff_mult=ff_mult)
+        check_sizes("gated_cross_attention", heads=heads, head_dim=head_dim, ff_mult=ff_mult)
         seen = sum(vision_widths)
         self.media = Media(seen, resampler, num_latents, depth, heads, head_dim, ff_mult)
         for layer in places(text_layers, every):
@@ -147,5 +140,5 @@ class MaskedCrossAttention(nn.Module):
     def forward(self, hidden_BLD: Tensor, memory: Memory, seen_BLM: Tensor) -> Tensor:
         """What each text token sees, (B, L, D)."""
         queries = split_heads(self.to_q(self.norm(hidden_BLD)), self.heads)
-        looked_BLD: Tensor = self.to_out(attend(queries, memory, seen_BLM))
+        looked_BLD: Tensor = self.to_out(look(queries, memory, seen_BLM))
         return looked_BLD

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from vlmkit_connectors.attention import check_divides, check_sizes
 from vlmkit_connectors.base import Grid, ImageTokens, LayerInjection, Questions, VisionFeatures
-from vlmkit_connectors.cross_attention import Media, Resampler, check_sizes, places
+from vlmkit_connectors.cross_attention import Media, Resampler, places
 from vlmkit_connectors.mllama_block import MllamaBlock
 
 
@@ -59,8 +60,9 @@ class MllamaCrossAttention(LayerInjection):
         super().__init__(text_width, text_width)
         kv_heads = heads if kv_heads is None else kv_heads
         inner = 7 * text_width // 2 if intermediate is None else intermediate
-        check_sizes(heads=heads, kv_heads=kv_heads, intermediate=inner)
-        check_heads(text_width, heads, kv_heads)
+        check_sizes("mllama", heads=heads, kv_heads=kv_heads, intermediate=inner)
+        check_divides("mllama", "heads", "text_width", heads=heads, text_width=text_width)
+        check_divides("mllama", "kv_heads", "heads", kv_heads=kv_heads, heads=heads)
         self.media = Media(sum(vision_widths), resampler, num_latents, depth)
         self.multi_modal_projector = nn.Linear(sum(vision_widths), text_width)
         for layer in places(text_layers, every, start):
@@ -78,19 +80,3 @@ class MllamaCrossAttention(LayerInjection):
         """See `LayerInjection`; tokens are as wide as the text. The question is not looked at."""
         tokens: ImageTokens = self.media(features)
         return ImageTokens(self.multi_modal_projector(tokens.tokens_ND), tokens.counts)
-
-
-def check_heads(width: int, heads: int, kv_heads: int) -> None:
-    """Refuse heads that do not divide what they must.
-
-    Raises:
-        ValueError: `heads` does not divide the width, or `kv_heads` the heads.
-    """
-    if width % heads:
-        raise ValueError(
-            f"cross-attention: found heads={heads} for a text width of {width}; give a divisor of the width"
-        )
-    if heads % kv_heads:
-        raise ValueError(
-            f"cross-attention: found kv_heads={kv_heads} for heads={heads}; give a divisor of `heads`"
-        )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmkit_connectors.base import InjectedBlock, Memory
-from vlmkit_connectors.cross_attention import add_gated, attend, split_heads
+from vlmkit_connectors.cross_attention import add_gated, look, split_heads
 
 EPS = 1e-5  # of the published normalisations
 
@@ -36,7 +36,7 @@ class MllamaBlock(InjectedBlock):
         self.cross_attn = GroupedCrossAttention(width, heads, kv_heads)
         self.cross_attn_attn_gate = nn.Parameter(torch.empty(1))
         self.post_attention_layernorm = RMSNorm(width)
-        self.mlp = GatedMLP(width, intermediate)
+        self.mlp = MllamaMLP(width, intermediate)
         self.cross_attn_mlp_gate = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
@@ -79,11 +79,11 @@ class GroupedCrossAttention(nn.Module):
     def forward(self, hidden_BLD: Tensor, memory: Memory, seen_BLM: Tensor) -> Tensor:
         """What each text token sees, (B, L, D)."""
         queries = self.q_norm(split_heads(self.q_proj(hidden_BLD), self.heads))
-        looked_BLD: Tensor = self.o_proj(attend(queries, memory, seen_BLM))
+        looked_BLD: Tensor = self.o_proj(look(queries, memory, seen_BLM))
         return looked_BLD
 
 
-class GatedMLP(nn.Module):
+class MllamaMLP(nn.Module):
     """Llama's MLP: one linear layer, multiplied by SiLU of another."""
 
     def __init__(self, width: int, intermediate: int) -> None:

@@ -226,8 +226,8 @@ def test_wrong_options_are_refused(kind, options, message):
         (GatedCrossAttention, {"head_dim": 0, "ff_mult": 0}, r"found head_dim=0, ff_mult=0; give 1 or more"),
         (MllamaCrossAttention, {"start": 4}, r"start=4 for a language model of 4 .*before layer 4"),
         (MllamaCrossAttention, {"start": -1}, r"before layer -1"),
-        (MllamaCrossAttention, {"heads": 3}, r"heads=3 for a text width of 8; give a divisor of the width"),
-        (MllamaCrossAttention, {"kv_heads": 3}, r"kv_heads=3 for heads=8; give a divisor of `heads`"),
+        (MllamaCrossAttention, {"heads": 3}, r"heads=3, which does not divide text_width=8"),
+        (MllamaCrossAttention, {"kv_heads": 3}, r"kv_heads=3, which does not divide heads=8"),
         (MllamaCrossAttention, {"intermediate": 0}, r"found intermediate=0; give 1 or more"),
     ],
 )
