@@ -23,6 +23,7 @@ from vlmkit_connectors.perceiver import PerceiverConnector
 from vlmkit_connectors.pixel_shuffle import PixelShuffleConnector
 from vlmkit_connectors.pool import PoolConnector
 from vlmkit_connectors.qformer import QFormerConnector
+from vlmkit_connectors.resampler import PerceiverResampler
 from vlmkit_connectors.sva import SVAConnector
 from vlmkit_connectors.token_merge import TokenMergeConnector
 
@@ -60,6 +61,7 @@ __all__ = [
     "Memory",
     "MllamaCrossAttention",
     "PerceiverConnector",
+    "PerceiverResampler",
     "PixelShuffleConnector",
     "PoolConnector",
     "QFormerConnector",

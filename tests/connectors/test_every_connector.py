@@ -141,11 +141,7 @@ def test_padded_equals_packed(build, features):
 def test_a_patch_matters_in_its_own_view_only(build, features):
     connector, seen = build(), features(MIXED, WIDTH)
     patches_TV = seen.patches_TV.clone()
-<<<<<<< HEAD
     patches_TV[64 + 2] = patches_TV[64 + 2].flip(0)  # in the second view; a norm would take a shift away
-=======
-    patches_TV[64 + 2] = patches_TV[64 + 2].flip(0)  # of the second view
->>>>>>> c-sva
     other = VisionFeatures(patches_TV, seen.grids_I2, seen.image_of_view_I)
     found, before = by_view(connector, other), by_view(connector, seen)
     changed = [i for i, (a, b) in enumerate(zip(found, before)) if (a - b).abs().max() > 1e-5]
