@@ -1,11 +1,9 @@
 """Every connector with every kind of encoder: trained through the real entry, saved, loaded, asked.
 
-A connector that is added to `CONNECTORS` is tested here without an edit: its options are the defaults, but
-for those in `SMALL`.
+A connector that is added to `CONNECTORS` is tested here without an edit, with its `tiny_options`.
 """
 
 import copy
-import inspect
 import math
 from types import SimpleNamespace
 
@@ -31,11 +29,6 @@ NATIVE = {
 DINO = {"type": "dinov2", "vision_config": {**SIZE, "image_size": 24}, "layout": "square"}
 SIGLIP = {"type": "siglip", "vision_config": {**WITH_MLP, "image_size": 16}}
 VISION = {"fixed": [VIT], "native": [NATIVE], "two fused": [DINO, SIGLIP]}
-# By the names that connectors have for them: sizes of a tiny model.
-SMALL = {
-    "heads": 2, "head_dim": 8, "depth": 2, "num_latents": 4, "num_queries": 4, "num_tokens": 4, "tokens": 4,
-    "every": 1,
-}  # fmt: skip
 NEW = {"max_new_tokens": 6}
 
 
@@ -66,13 +59,12 @@ class Watch(Silent):
 
 def recipe_of(tiny_recipe, connector, vision, output):
     """Two steps of the connector alone, then two of all parts, each on all rows."""
-    accepted = inspect.signature(CONNECTORS[connector]).parameters
     rate = {"lr": 1e-2}
     stage = {"steps": 2, "batch_size": 6, "warmup": 0, "schedule": "constant", "checkpoint_every": 0}
     alone = {**stage, "name": "alone", "train": {"connector": rate}}
     together = {**stage, "name": "together", "train": dict.fromkeys(("encoder", "connector", "llm"), rate)}
     raw = tiny_recipe(stages=[alone, together], output=str(output)).model_dump()
-    options = {name: size for name, size in SMALL.items() if name in accepted}
+    options = CONNECTORS[connector].tiny_options()
     raw["model"] |= {"encoders": VISION[vision], "connector": {"type": connector, **options}}
     return Recipe.model_validate(raw)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +94,11 @@ class CAbstractorConnector(Connector):
         """Positions from a normal distribution of deviation 0.02, as Honeybee's."""
         if self.positions_SSV is not None:
             nn.init.trunc_normal_(self.positions_SSV, std=0.02)
+
+    @classmethod
+    def tiny_options(cls) -> dict[str, Any]:
+        """See `Connector.tiny_options`."""
+        return {"tokens": 4, "depth": 1, "width": 16}
 
     def num_tokens(self, grid: Grid) -> int:
         """See `Connector.num_tokens`."""

@@ -7,6 +7,7 @@ M most image tokens of a row, H heads, d width of a head.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,11 @@ class GatedCrossAttention(LayerInjection):
         self.media = Media(seen, resampler, num_latents, depth, heads, head_dim, ff_mult)
         for layer in places(text_layers, every):
             self.blocks[str(layer)] = FlamingoBlock(text_width, seen, heads, head_dim, ff_mult)
+
+    @classmethod
+    def tiny_options(cls) -> dict[str, Any]:
+        """See `Connector.tiny_options`."""
+        return {"every": 1, "num_latents": 4, "depth": 1, "heads": 2, "head_dim": 8}
 
     def num_tokens(self, grid: Grid) -> int:
         """See `Connector.num_tokens`: tokens that the blocks look at, not of the sequence."""

@@ -6,6 +6,7 @@ Shapes: D width of the language model and of image tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -67,6 +68,19 @@ class MllamaCrossAttention(LayerInjection):
         self.multi_modal_projector = nn.Linear(sum(vision_widths), text_width)
         for layer in places(text_layers, every, start):
             self.blocks[str(layer)] = MllamaBlock(text_width, heads, kv_heads, inner)
+
+    @classmethod
+    def tiny_options(cls) -> dict[str, Any]:
+        """See `Connector.tiny_options`."""
+        return {
+            "every": 1,
+            "start": 0,
+            "heads": 2,
+            "kv_heads": 1,
+            "intermediate": 32,
+            "num_latents": 4,
+            "depth": 1,
+        }
 
     def num_tokens(self, grid: Grid) -> int:
         """See `Connector.num_tokens`: tokens that the blocks look at, not of the sequence."""

@@ -6,6 +6,7 @@ Shapes: I views, N patches of the longest, W width of the resampler, T patches o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -85,6 +86,11 @@ class PerceiverConnector(Connector):
         plain: nn.Module = nn.Identity() if width == seen else nn.Linear(seen, width)
         self.before = GatedMLP(seen, hidden, width) if gated else plain
         self.after = nn.Identity() if gated and width == text_width else nn.Linear(width, text_width)
+
+    @classmethod
+    def tiny_options(cls) -> dict[str, Any]:
+        """See `Connector.tiny_options`."""
+        return {"num_latents": 4, "depth": 1, "heads": 2, "head_dim": 8, "kv_heads": 1}
 
     def num_tokens(self, grid: Grid) -> int:
         """See `Connector.num_tokens`: the number of latents for any grid."""

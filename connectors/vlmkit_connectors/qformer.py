@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +90,11 @@ class QFormerConnector(Connector):
         self.queries.normal_(std=INIT_STD)
         if self.places is not None:
             self.places.normal_(std=INIT_STD)
+
+    @classmethod
+    def tiny_options(cls) -> dict[str, Any]:
+        """See `Connector.tiny_options`."""
+        return {"num_queries": 4, "depth": 2, "heads": 2, "width": 16}
 
     def num_tokens(self, grid: Grid) -> int:
         """See `Connector.num_tokens`: the number of queries for any grid."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,11 @@ class SVAConnector(Connector):
         self.output = nn.Sequential(
             nn.Linear(groups * inner, text_width), nn.GELU(), nn.Linear(text_width, text_width)
         )
+
+    @classmethod
+    def tiny_options(cls) -> dict[str, Any]:
+        """See `Connector.tiny_options`."""
+        return {"tokens": 4, "depth": 1, "heads": 2, "width": 16}
 
     def num_tokens(self, grid: Grid) -> int:
         """See `Connector.num_tokens`; the grid is the first encoder's."""

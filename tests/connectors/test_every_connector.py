@@ -17,7 +17,16 @@ WIDTH, TEXT, LAYERS = 16, 32, 4
 MIXED = [(8, 8), (3, 5), (1, 1), (1, 7), (3, 5), (4, 6)]
 # With fewer queries than patches a query has something to choose from.
 OPTIONS = {"sva": {"tokens": 4}}
-ALSO = [("mlp", {"pool": 2}), ("sva", {"tokens": 4, "groups": 2})]
+ALSO = [
+    ("mlp", {"pool": 2}),
+    ("pixel_shuffle", {"factor": 3, "projector": "idefics3"}),
+    ("pool", {"factor": 2}),
+    ("perceiver", {"variant": "idefics2"}),
+    ("qformer", {"question": True}),
+    ("sva", {"tokens": 4, "groups": 2}),
+    ("mllama", {"resampler": "perceiver"}),
+    ("gated_cross_attention", {"resampler": "none"}),
+]
 CASES = [(name, OPTIONS.get(name, {})) for name in CONNECTORS] + ALSO
 # Numbers that several connectors take, none of them below 1.
 NUMBERS = {"heads", "depth", "width", "num_latents", "num_queries", "factor", "tokens"}
