@@ -26,7 +26,6 @@ from vlmkit_connectors import (
     Connector,
     Groups,
     ImageTokens,
-    LayerInjection,
     MLPConnector,
     VisionFeatures,
 )
@@ -180,23 +179,6 @@ def test_tokens_without_a_grid_have_no_rows_and_can_start_and_end(build, monkeyp
     monkeypatch.setitem(CONNECTORS, "mlp", Bag)
     spec = VisionSpec(8, 4, 1)
     assert count_tokens([spec], Bag(), Marks(image_start=True, image_end=True), (8, 8, 0)) == 6
-
-
-class Outside(Patches, LayerInjection):
-    """Its tokens would not enter the sequence."""
-
-    def __init__(self):
-        torch.nn.Module.__init__(self)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_tokens_outside_the_sequence_take_no_marks(name):
-    lanes = [(VisionSpec(8, 4, 1), Outside())]
-    with pytest.raises(
-        UsageError, match=r"those of Outside are not in the sequence; leave model\.splice out"
-    ):
-        Splice(lanes, 1, Marks(**{name: True}))
-    assert list(Splice(lanes, 1).parameters()) == []
 
 
 def test_every_mark_matters_and_is_its_own(build, noise):

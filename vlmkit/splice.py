@@ -18,7 +18,7 @@ from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError
 from vlmkit.layouts import Alone, Mosaic, Piece, Size
 from vlmkit.layouts.mosaic import Box, mosaic_box
-from vlmkit_connectors import CONNECTORS, Connector, Grid, Groups, LayerInjection, VisionFeatures
+from vlmkit_connectors import CONNECTORS, Connector, Grid, Groups, VisionFeatures
 
 # An encoder's rules with the connector that takes its features; several encoders of one connector are one.
 Stream = tuple[VisionSpec, Connector]
@@ -133,14 +133,17 @@ class Splice(nn.Module):
         marks: What is written among the tokens.
 
     Raises:
-        UsageError: Marks are asked for, and image tokens stay outside the sequence; or row separators are,
-            and a layout ends rows with its newline.
+        UsageError: A layout ends rows with its newline, and row separators are asked for.
     """
 
     def __init__(self, lanes: Sequence[Stream], text_width: int, marks: Marks = Marks()) -> None:
         super().__init__()
         has_newline = any(spec.rule.newline for spec, _ in lanes)
-        _check_marks(lanes, marks, has_newline)
+        if has_newline and marks.row_separator:
+            raise UsageError(
+                "a layout ends rows of tokens with its newline (anyres), and model.splice.row_separator is "
+                "true: one of both; set newline: false in the layout, or row_separator: false"
+            )
         self.marks = marks
         self.newline = nn.Parameter(torch.empty(text_width)) if has_newline else None
         self.row_D = nn.Parameter(torch.empty(text_width)) if marks.row_separator else None
@@ -201,20 +204,6 @@ class Splice(nn.Module):
         rows_RCD = tokens_ND.view(rows, cols, -1)
         ends_R1D = self.row_D.to(tokens_ND).expand(rows, 1, -1)
         return torch.cat([rows_RCD, ends_R1D], dim=1).flatten(0, 1)
-
-
-def _check_marks(lanes: Sequence[Stream], marks: Marks, has_newline: bool) -> None:
-    outside = [type(connector).__name__ for _, connector in lanes if isinstance(connector, LayerInjection)]
-    if outside and marks != Marks():
-        raise UsageError(
-            f"model.splice writes learned tokens among image tokens, and those of {outside[0]} are not in "
-            "the sequence; leave model.splice out, or use another connector"
-        )
-    if has_newline and marks.row_separator:
-        raise UsageError(
-            "a layout ends rows of tokens with its newline (anyres), and model.splice.row_separator is true: "
-            "one of both; set newline: false in the layout, or row_separator: false"
-        )
 
 
 def arrange(tiles_END: Tensor, mosaic: Grid, tile: Grid, box: Box, newline_D: Tensor | None = None) -> Tensor:
