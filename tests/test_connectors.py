@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from vlmkit.assemble import assemble
+from vlmkit.errors import UsageError
 from vlmkit.inference import model_inputs, question
 from vlmkit.recipe import Recipe
 from vlmkit.train import run as train_run
@@ -33,13 +34,14 @@ NEW = {"max_new_tokens": 6}
 
 
 class Watch(Silent):
-    """Keeps the tensors of a run's model when a stage starts and after each of its steps."""
+    """Keeps what trains in a stage, and a run's tensors when the stage starts and after each of its steps."""
 
     def __init__(self):
-        self.model, self.name, self.states = None, "", {}
+        self.model, self.name, self.states, self.trains = None, "", {}, {}
 
     def stage(self, name, rows, note):
         self.name = name
+        self.trains[name] = {name for name, own in self.model.named_parameters() if own.requires_grad}
         self.states[name, 0] = self.now()
 
     def step(self, step, values):
@@ -57,13 +59,13 @@ class Watch(Silent):
         return {name for name in names if not torch.equal(before[name], after[name])}
 
 
-def recipe_of(tiny_recipe, connector, vision, output):
+def recipe_of(tiny_recipe, connector, vision, output, splice=None):
     """Two steps of the connector alone, then two of all parts, each on all rows."""
     rate = {"lr": 1e-2}
     stage = {"steps": 2, "batch_size": 6, "warmup": 0, "schedule": "constant", "checkpoint_every": 0}
     alone = {**stage, "name": "alone", "train": {"connector": rate}}
     together = {**stage, "name": "together", "train": dict.fromkeys(("encoder", "connector", "llm"), rate)}
-    raw = tiny_recipe(stages=[alone, together], output=str(output)).model_dump()
+    raw = tiny_recipe(stages=[alone, together], output=str(output), splice=splice).model_dump()
     options = CONNECTORS[connector].tiny_options()
     raw["model"] |= {"encoders": VISION[vision], "connector": {"type": connector, **options}}
     return Recipe.model_validate(raw)
@@ -122,6 +124,7 @@ def test_gradients_reach_the_connector_and_nothing_else(run):
     for part in ("encoders", "language_model"):
         assert run.watch.moved("alone", 2, part) == set()
     trained = {f"connector.{name}" for name, _ in run.trained.connector.named_parameters()}
+    assert trained == run.watch.trains["alone"]
     assert trained and trained - run.watch.moved("alone", 2, "connector") == set()
 
 
@@ -165,3 +168,21 @@ def test_a_left_padded_batch_equals_one_by_one(run, queries):
         alone, own = generate(run.rough, [query])
         assert together[row].tolist() == alone[0].tolist()
         assert (scores[row] - own[0]).abs().max() <= 1e-5
+
+
+MARKS = {"row_separator": True, "image_start": True, "image_end": True}
+
+
+@pytest.mark.parametrize("connector", CONNECTORS)
+def test_marks_go_with_every_connector(tiny_recipe, tmp_path, queries, connector):
+    """The model compares what is counted with what is produced. Rows need a grid, and marks a sequence."""
+    marked = [recipe_of(tiny_recipe, connector, "native", tmp_path, own) for own in (None, MARKS)]
+    plain = assemble(marked[0])
+    if isinstance(plain.connector, LayerInjection) or plain.connector.token_grid((4, 5)) is None:
+        with pytest.raises(UsageError, match=r"model\.splice|not in the sequence"):
+            assemble(marked[1])
+        return
+    model = assemble(marked[1]).eval()
+    rows = plain.connector.token_grid((4, 5))[0]
+    assert model.count_tokens((50, 40)) == plain.count_tokens((50, 40)) + rows + 2
+    assert torch.isfinite(logits(model, queries)).all()

@@ -21,7 +21,14 @@ from vlmkit.tiny import tiny_runs
 from vlmkit.train.module import StageModule
 from vlmkit.train.stage import apply_stage, part_module
 from vlmkit.vlm import VLM
-from vlmkit_connectors import CONNECTORS, Connector, Groups, ImageTokens, MLPConnector, VisionFeatures
+from vlmkit_connectors import (
+    CONNECTORS,
+    Connector,
+    Groups,
+    ImageTokens,
+    MLPConnector,
+    VisionFeatures,
+)
 
 ALL = {"row_separator": True, "image_start": True, "image_end": True}
 ROW, START, END = -1.0, -2.0, -3.0

@@ -25,7 +25,6 @@ ALSO = [
     ("qformer", {"question": True}),
     ("sva", {"tokens": 4, "groups": 2}),
     ("mllama", {"resampler": "perceiver"}),
-    ("gated_cross_attention", {"resampler": "none"}),
 ]
 CASES = [(name, OPTIONS.get(name, {})) for name in CONNECTORS] + ALSO
 # Numbers that several connectors take, none of them below 1.
