@@ -131,11 +131,15 @@ def token_grids(model: VLM, images: Sequence[SizedImage]) -> tuple[int, list[lis
         NotPossible: The tokens have no places of their own, or do not come view after view.
     """
     connector, spec = model.connector, model.spec
-    outside = isinstance(connector, Interleaved | LayerInjection)
-    if outside or not isinstance(connector, Connector):
+    if isinstance(connector, LayerInjection):
         raise NotPossible(
-            f"image tokens of connector {type(connector).__name__} have no place in the image, or "
-            "are not in the sequence; a model of one encoder, or fusion: concat, can be read"
+            f"image tokens of connector {type(connector).__name__} are not in the sequence, whose attention is "
+            "read; take a model with another connector"
+        )
+    if isinstance(connector, Interleaved) or not isinstance(connector, Connector):
+        raise NotPossible(
+            f"image tokens of connector {type(connector).__name__} have no place in the image of their own: "
+            "several encoders may show one place; a model of one encoder, or fusion: concat, can be read"
         )
     cells: int = 1
     grids: list[list[Grid]] = []

@@ -120,9 +120,11 @@ def _look_for_run(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
         raise UsageError(f"{run_dir} holds a run already; add --resume, or set output=ANOTHER_DIRECTORY")
     manifest = checkpoint.read_run(run_dir)
     resolved = recipe.model_dump(mode="json")
+    # Read as a recipe, what an older version wrote has the defaults of keys that it did not know.
+    written = Recipe.model_validate(manifest["recipe"]).model_dump(mode="json")
     # A run that was moved or is tested on other data is still the same run.
     free = ("output", "evaluate")
-    changed = sorted(k for k in resolved if k not in free and resolved[k] != manifest["recipe"].get(k))
+    changed = sorted(k for k in resolved if k not in free and resolved[k] != written[k])
     if changed:
         raise UsageError(
             f"{run_dir} was made by another recipe (differs in: {', '.join(changed)}); "
