@@ -133,8 +133,8 @@ def token_grids(model: VLM, images: Sequence[SizedImage]) -> tuple[int, list[lis
     connector, spec = model.connector, model.spec
     if isinstance(connector, LayerInjection):
         raise NotPossible(
-            f"image tokens of connector {type(connector).__name__} are not in the sequence, whose attention is "
-            "read; take a model with another connector"
+            f"image tokens of connector {type(connector).__name__} are not in the sequence, whose attention "
+            "is read; take a model with another connector"
         )
     if isinstance(connector, Interleaved) or not isinstance(connector, Connector):
         raise NotPossible(
