@@ -24,7 +24,7 @@ def attend(
         mask_IM: bool; True for a token, False for padding. Absent, all are tokens.
     """
     head_dim = queries_INW.shape[2] // heads
-    queries, keys, values = (_split(x.contiguous(), head_dim) for x in (queries_INW, keys_IMK, values_IMK))
+    queries, keys, values = (_split(x, head_dim) for x in (queries_INW, keys_IMK, values_IMK))
     shared = heads // keys.shape[1]
     if shared > 1:
         # Repeated here, not by `enable_gqa`: with a mask that has no fused kernel on a GPU.

@@ -50,8 +50,8 @@ def map_padded(
 ) -> ImageTokens:
     """Tokens of all views, for attention, which needs no grid; views of similar length go together.
 
-    16 views of 16 grids of about 256 patches take three quarters of the time that `map_grids` takes. A view
-    is padded by no more than half its length, so that a large one does not cost its whole batch.
+    16 views of 16 grids of about 256 patches take three quarters of the time of `map_grids`. A view is padded
+    by no more than half its length, so that a large one does not cost its whole batch.
 
     Args:
         features: What the encoder saw.
