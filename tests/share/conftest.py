@@ -35,18 +35,24 @@ def captioned(tmp_path_factory, noise):
     return {"type": "image_captions", "folder": str(folder)}
 
 
-@pytest.fixture
-def make_recipe(tiny_recipe, captioned, tmp_path):
-    """A function: name of the run, its stages and parts to a recipe that writes below `tmp_path`."""
+@pytest.fixture(scope="session")
+def recipe_at(tiny_recipe, captioned):
+    """A function: output, stages and parts to a recipe."""
     from vlmkit.recipe import Recipe
 
-    def make(name, stages=(CONTRASTIVE, NEXT_TOKEN), encoder=VIT, model_options=None, **others):
+    def make(output, stages=(CONTRASTIVE, NEXT_TOKEN), encoder=VIT, model_options=None, **others):
         stages = [{"data": captioned, **stage} for stage in stages]
-        recipe = tiny_recipe(encoder=encoder, stages=stages, output=str(tmp_path / name), **others)
+        recipe = tiny_recipe(encoder=encoder, stages=stages, output=str(output), **others)
         model = {**recipe.model.model_dump(), **(model_options or {})}
         return Recipe.model_validate({**recipe.model_dump(), "model": model})
 
     return make
+
+
+@pytest.fixture
+def make_recipe(recipe_at, tmp_path):
+    """A function: name of the run, its stages and parts to a recipe that writes below `tmp_path`."""
+    return lambda name, *args, **options: recipe_at(tmp_path / name, *args, **options)
 
 
 @pytest.fixture

@@ -97,10 +97,11 @@ def take(entry: Path, work: StageWork) -> None:
     """
     name, run_dir = work.stage.name, work.run.run_dir
     found = checkpoint.latest_checkpoint(entry, name)
+    if found is None:
+        raise VlmkitError(f"{entry} holds no checkpoint of stage {name!r}; delete it, it is only a cache")
     try:
-        assert found is not None, "an entry appears whole"
-        _load(found, work)
-    except (OSError, SafetensorError, AssertionError) as error:
+        checkpoint.copy_tensors(found, _chosen(checkpoint.trained_tensors(work.module), work.scope))
+    except (OSError, SafetensorError) as error:
         raise VlmkitError(f"{entry} is damaged ({error}); delete it, it is only a cache") from error
     # Before the checkpoint: a run that is killed here begins the stage anew, and drops these rows.
     work.run.metrics.rewind(name, 0)
@@ -121,12 +122,6 @@ def keep(entry: Path, work: StageWork) -> None:
         into.mkdir(parents=True)
         _write(found, into, _chosen(load_file(found / "trained.safetensors"), work.scope))
         (partial / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-
-
-def _load(stored: Path, work: StageWork) -> None:
-    """Copy the stored tensors into the module."""
-    trained = _chosen(checkpoint.trained_tensors(work.module), work.scope)
-    checkpoint.copy_tensors(stored, trained)
 
 
 def _chosen(tensors: dict[str, Tensor], scope: Sequence[str]) -> dict[str, Tensor]:
