@@ -18,7 +18,7 @@ SOURCES = {
 # `checkpoint` knows tensors by name and no model, so encoders may read their part of a run through it.
 FLOORS = [
     {"cli", "__main__", "quickstart"},
-    {"train", "evaluate", "embedders", "look", "plan", "plan_memory"},
+    {"train", "share", "evaluate", "embedders", "look", "plan", "plan_memory"},
     {"assemble", "init_from", "quantize", "tiny"},
     {"vlm", "processor", "image_processor", "messages", "inference", "config", "splice"},
     {"data", "objectives", "recipe", "testing"},

@@ -178,7 +178,15 @@ def load_tensors(path: Path, module: nn.Module) -> None:
     Raises:
         VlmkitError: The checkpoint's tensors are not the ones that train now; names them.
     """
-    trained = trained_tensors(module)
+    copy_tensors(path, trained_tensors(module))
+
+
+def copy_tensors(path: Path, trained: Mapping[str, Tensor]) -> None:
+    """Write the tensors of a checkpoint into those of a model, by name.
+
+    Raises:
+        VlmkitError: The names are not the same; names them.
+    """
     stored = load_file(path / "trained.safetensors")
     _compare_names(path, set(trained), set(stored))
     with torch.no_grad():

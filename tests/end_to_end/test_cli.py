@@ -24,7 +24,7 @@ def options(verb):
 
 
 SURFACE = {
-    "train": {"recipe", "overrides", "--resume", "--tiny", "--debug"},
+    "train": {"recipe", "overrides", "--resume", "--share", "--share-limit", "--tiny", "--debug"},
     "plan": {"recipe", "overrides", "--fetch", "--debug"},
     "list": {"what", "--debug"},
     "encoder": {"action", "encoder", "overrides", "--json", "--debug"},

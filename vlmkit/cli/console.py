@@ -120,6 +120,10 @@ class TrainConsole:
             self.tasks[what] = self.progress.add_task(what, total=total, values="")
         self.progress.update(self.tasks[what], completed=done)
 
+    def note(self, text: str) -> None:
+        """See `Reporter.note`."""
+        self.console.print(text, highlight=False, markup=False)
+
     def summary(self, run: TrainedRun) -> None:
         """What was made, in plain words."""
         self.progress.stop()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+
+from vlmkit.share import SHARE_LIMIT
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,6 +14,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. stages.vqa.steps=10 seed=1")
     parser.add_argument(
         "--resume", action="store_true", help="go on with the run if it is there, else start it"
+    )
+    parser.add_argument(
+        "--share",
+        type=Path,
+        metavar="DIR",
+        help="do work that runs have in common once, and keep it there: stages, tokens, frozen features",
+    )
+    parser.add_argument(
+        "--share-limit",
+        type=float,
+        default=SHARE_LIMIT,
+        metavar="GB",
+        help="most gigabytes of one frozen encoder's features in DIR (default %(default)g)",
     )
     parser.add_argument(
         "--tiny",
@@ -35,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
         try:
             for source in before:
                 train_recipe(source, True, console)
-            console.summary(train_recipe(last, args.resume, console))
+            run = train_recipe(last, args.resume, console, args.share, args.share_limit)
+            console.summary(run)
         except KeyboardInterrupt:
             # Outside the steps (saving, evaluating), where nothing is lost: every checkpoint is there.
             raise Interrupted(f"interrupted; {last.run_dir} goes on with --resume") from None

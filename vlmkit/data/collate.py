@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -13,10 +13,18 @@ from torch import Tensor
 
 from vlmkit.budget import Fit, SizedImage, unlimited
 from vlmkit.data.batch import Batch, RowImages, image_tensors, question_tensor, row_images, text_tensors
+from vlmkit.data.known_rows import KnownRows
 from vlmkit.data.pack import PackedRow, pack_prefix
 from vlmkit.data.prompts import PromptFormat
-from vlmkit.data.sample import Conversation, Sample
-from vlmkit.data.tokens import TokenRow, check_supervised, check_vocabulary, question_ids, tokenize
+from vlmkit.data.sample import IMAGE, Conversation, Sample
+from vlmkit.data.tokens import (
+    TokenRow,
+    check_supervised,
+    check_vocabulary,
+    expand,
+    question_ids,
+    tokenize,
+)
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.layouts import Size
@@ -40,6 +48,7 @@ class TextRules:
             (each must be in the row once) the sample is stored as with `none`.
         max_length: Longest row in tokens; a longer one is an error.
         questions: Whether the connector reads the question, which is then given on its own.
+        known: Rows that were tokenised before by these rules.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -50,6 +59,7 @@ class TextRules:
     pack: Literal["none", "prefix"] = "none"
     max_length: int | None = None
     questions: bool = False
+    known: KnownRows = field(default_factory=KnownRows, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         assert not self.questions or self.pack == "none", "check_fit refuses it: a row has one question"
@@ -146,14 +156,25 @@ def sample_rows(sample: Sample, sizes: Sequence[SizedImage], rules: TextRules) -
 def _token_row(
     sample_id: str, conversation: Conversation, counts: Sequence[int], rules: TextRules
 ) -> TokenRow:
+    row = rules.known.get(conversation)
     try:
-        segments = rules.prompt.render(conversation, rules.tokenizer)
-        row = tokenize(segments, rules.tokenizer, rules.image_token_id, counts, rules.eos_weight)
-        check_vocabulary(conversation, rules.tokenizer, row.ids)
+        if row is None:
+            row = _new_row(conversation, rules)
+            rules.known.put(conversation, row)
+        row = expand(row, rules.image_token_id, counts)
     except VlmkitError as error:
         error.args = (f"sample {sample_id!r}: {error}",)
         raise
     check_supervised(row, sample_id)
+    return row
+
+
+def _new_row(conversation: Conversation, rules: TextRules) -> TokenRow:
+    """One token an image, so that the row is the same for every connector and size of image."""
+    segments = rules.prompt.render(conversation, rules.tokenizer)
+    ones = [1] * sum(segment.part is IMAGE for segment in segments)
+    row = tokenize(segments, rules.tokenizer, rules.image_token_id, ones, rules.eos_weight)
+    check_vocabulary(conversation, rules.tokenizer, row.ids)
     return row
 
 

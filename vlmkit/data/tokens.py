@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
 from vlmkit.data.sample import IMAGE, Conversation
@@ -80,6 +81,24 @@ def question_ids(conversation: Conversation, tokenizer: PreTrainedTokenizerBase)
     return [token for text in asked for token, _, _ in _tokens(text, 0, tokenizer)]
 
 
+def expand(row: TokenRow, image_token_id: int, image_counts: Sequence[int]) -> TokenRow:
+    """A row with one token an image to the row with each image's own number of them.
+
+    Args:
+        row: From `tokenize` with a count of 1 for every slot.
+        image_token_id: Id of the image token.
+        image_counts: Number of tokens of each image, in the order of the slots.
+
+    Raises:
+        VlmkitError: The number of slots is not the number of counts.
+    """
+    _check_slots(row.ids.count(image_token_id), image_counts)
+    counts = iter(image_counts)
+    times = [next(counts) if token == image_token_id else 1 for token in row.ids]
+    ids = chain.from_iterable(map(repeat, row.ids, times))
+    return TokenRow(tuple(ids), tuple(chain.from_iterable(map(repeat, row.weights, times))))
+
+
 def _flatten(segments: Sequence[Segment], placeholder: str) -> tuple[str, list[float]]:
     """The whole text, and the weight of each of its characters."""
     texts = [placeholder if s.part is IMAGE else str(s.part) for s in segments]
@@ -128,14 +147,18 @@ def _check(
     if not tokenizer.is_fast:
         raise UsageError(f"{type(tokenizer).__name__} gives no offsets; use the fast tokenizer of the model")
     slots = sum(s.part is IMAGE for s in segments)
-    if slots != len(image_counts):
-        raise VlmkitError(f"the prompt has {slots} image slots and {len(image_counts)} images were given")
+    _check_slots(slots, image_counts)
     name = image_token(tokenizer)
     if slots and tokenizer.convert_tokens_to_ids(name) != image_token_id:
         raise UsageError(
             f"the tokenizer does not have {name!r} under the id {image_token_id}; take the id from "
             "vlmkit.llm.add_image_token(tokenizer), and resize the model's embeddings"
         )
+
+
+def _check_slots(slots: int, image_counts: Sequence[int]) -> None:
+    if slots != len(image_counts):
+        raise VlmkitError(f"the prompt has {slots} image slots and {len(image_counts)} images were given")
 
 
 def check_supervised(row: TokenRow, sample_id: str) -> None:

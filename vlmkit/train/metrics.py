@@ -36,6 +36,10 @@ class Reporter(Protocol):
         """Another piece of work (evaluation) goes on."""
         ...
 
+    def note(self, text: str) -> None:
+        """Something a reader of the log should know."""
+        ...
+
 
 class Silent:
     """A reporter that says nothing."""
@@ -53,6 +57,9 @@ class Silent:
         """See `Reporter`."""
 
     def working(self, what: str, done: int, total: int) -> None:
+        """See `Reporter`."""
+
+    def note(self, text: str) -> None:
         """See `Reporter`."""
 
 

@@ -5,6 +5,7 @@ Shapes: B rows, L tokens, I images, E retrieval width, U distinct captions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Self
 
 import torch
@@ -18,17 +19,25 @@ from vlmkit.vlm import VLM
 from vlmkit_connectors import VisionFeatures
 
 LOGIT_SCALE_LR = 10.0
+# Pixels and sizes of a batch's images to what each encoder sees in them, see `VLM.encode_images`.
+Encode = Callable[[Tensor, Tensor], list[VisionFeatures]]
 
 
 class StageModule(nn.Module):
     """The model with the stage's objectives: one forward pass gives every loss, as a sum and its weight.
 
     It is the module that accelerate wraps, so that every parameter's gradient is seen in `forward`.
+
+    Args:
+        model: The model.
+        stage: Its objectives.
+        encode: Stands for `model.encode_images`.
     """
 
-    def __init__(self, model: VLM, stage: Stage) -> None:
+    def __init__(self, model: VLM, stage: Stage, encode: Encode | None = None) -> None:
         super().__init__()
         self.vlm = model
+        self.encode = encode or model.encode_images
         self.weights = objective_weights(stage.objective)
         self.contrastive = ContrastiveHead() if "contrastive" in self.weights else None
 
@@ -48,7 +57,7 @@ class StageModule(nn.Module):
         if batch.pixel_values is None:
             return None
         assert batch.image_sizes is not None
-        return self.vlm.encode_images(batch.pixel_values, batch.image_sizes)
+        return self.encode(batch.pixel_values, batch.image_sizes)
 
     def _dummy_features(self) -> list[VisionFeatures]:
         """Of one black image."""

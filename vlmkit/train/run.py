@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from vlmkit.evaluate import evaluate
 from vlmkit.objectives import OBJECTIVES, objective_weights
 from vlmkit.quantize import dequantize
 from vlmkit.recipe import Recipe, Stage
+from vlmkit.share import SHARE_LIMIT
+from vlmkit.share.shared import Shared, StageWork
 from vlmkit.train.loop import StageData, StageRun, run_stage
 from vlmkit.train.metrics import MetricsFile, Reporter, Silent, plot_metrics, require_plots
 from vlmkit.train.module import StageModule
@@ -44,13 +47,21 @@ class TrainedRun:
     report: dict[str, Any] | None
 
 
-def train_recipe(recipe: Recipe, resume: bool = False, reporter: Reporter | None = None) -> TrainedRun:
+def train_recipe(
+    recipe: Recipe,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    share: Path | None = None,
+    share_limit: float = SHARE_LIMIT,
+) -> TrainedRun:
     """Run a recipe.
 
     Args:
         recipe: What to do.
         resume: Go on with what the run directory holds; start where it holds nothing.
         reporter: Told of the progress.
+        share: A directory of work that runs have in common; see `vlmkit.share`.
+        share_limit: Most gigabytes of the stored features of one encoder there.
 
     Raises:
         UsageError: The run directory holds another run, or one and `resume` is not set.
@@ -65,10 +76,11 @@ def train_recipe(recipe: Recipe, resume: bool = False, reporter: Reporter | None
     # The state outlives a run, and would refuse a second one in the same process in another precision.
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=mixed)
+    shared = Shared(share, share_limit, accelerator, reporter.note) if share is not None else None
     model = assemble(recipe).to(accelerator.device)
     check_fit(recipe, model)
     # Everything that can be missing is looked for before the first step, not after hours of them.
-    data = [_stage_data(recipe, stage, model) for stage in recipe.stages]
+    data = [_stage_data(recipe, stage, model, shared) for stage in recipe.stages]
     _test_samples(recipe)
     require_plots()
     # No process may look for a run after another has begun it.
@@ -79,14 +91,20 @@ def train_recipe(recipe: Recipe, resume: bool = False, reporter: Reporter | None
         # Before the stage is applied: fresh adapters must not depend on what ran before in this process.
         torch.manual_seed(recipe.seed + number)
         rows = apply_stage(model, stage)
-        module = StageModule(model, stage).to(accelerator.device)
+        done = stage.name in manifest["stages_done"]
+        encode = shared.features(model, stage, data[number]) if shared is not None and not done else None
+        module = StageModule(model, stage, encode).to(accelerator.device)
         found = checkpoint.latest_checkpoint(run_dir, stage.name)
-        if stage.name in manifest["stages_done"]:
+        if done:
             checkpoint.load_tensors(_there(found, run_dir, stage), module)
         else:
             reporter.stage(stage.name, rows, reason)
             run = StageRun(run_dir, accelerator, metrics, reporter, stage.clip, stage.workers)
-            run_stage(module, stage, data[number], run, found)
+            train = partial(run_stage, module, stage, data[number], run, found)
+            if shared is None:
+                train()
+            else:
+                shared.train(StageWork(recipe, number, module, data[number], run), train)
             accelerator.free_memory()
             manifest["stages_done"].append(stage.name)
             if accelerator.is_main_process:
@@ -152,7 +170,7 @@ def _begin_run(recipe: Recipe, write: bool) -> dict[str, Any]:
     return manifest
 
 
-def _stage_data(recipe: Recipe, stage: Stage, model: VLM) -> StageData:
+def _stage_data(recipe: Recipe, stage: Stage, model: VLM, shared: Shared | None = None) -> StageData:
     """Samples and collator of a stage.
 
     Raises:
@@ -166,10 +184,10 @@ def _stage_data(recipe: Recipe, stage: Stage, model: VLM) -> StageData:
         raise UsageError(
             f"stage {stage.name!r} is contrastive and none of its samples has an image and a caption"
         )
-    processor = model.processor
+    processor, prompt = model.processor, stage.prompt or recipe.model.prompt
     text = TextRules(
         tokenizer=processor.tokenizer,
-        prompt=PROMPTS[stage.prompt or recipe.model.prompt],
+        prompt=PROMPTS[prompt],
         count_tokens=processor.count_fitted,
         image_token_id=processor.image_token_id,
         eos_weight=stage.eos_weight,
@@ -178,6 +196,8 @@ def _stage_data(recipe: Recipe, stage: Stage, model: VLM) -> StageData:
         questions=processor.connector.reads_text,
     )
     wants_text = any(objective.tokens for objective in needs)
+    if shared is not None and wants_text:
+        text = replace(text, known=shared.rows(text, prompt))
     rules = text if wants_text else None
     collate = Collator(processor.specs, rules, stage.hflip, recipe.seed, processor.fit)
     return StageData(samples, collate, recipe.seed)

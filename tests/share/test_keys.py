@@ -1,0 +1,102 @@
+"""Which settings change the key of a stage, and which do not."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from vlmkit.assemble import assemble
+from vlmkit.share.stages import StageWork, stage_key
+from vlmkit.train.loop import StageRun
+from vlmkit.train.metrics import MetricsFile, Silent
+from vlmkit.train.module import StageModule
+from vlmkit.train.run import _stage_data
+from vlmkit.train.stage import apply_stage
+
+
+class Texts:
+    """Stands for a text tower where only its name matters."""
+
+    embed_dim = 384
+    fingerprint = "texts"
+
+
+@pytest.fixture
+def key_of(make_recipe, tmp_path):
+    """A function: a recipe's options and a change of the model to the key of its first stage."""
+
+    def key(change=None, **options):
+        recipe = make_recipe("key", **options)
+        model = assemble(recipe)
+        model.vision_encoder._text_tower = Texts()
+        if change is not None:
+            change(model)
+        stage = recipe.stages[0]
+        data = _stage_data(recipe, stage, model)
+        apply_stage(model, stage)
+        run = StageRun(tmp_path, Accelerator(), MetricsFile(tmp_path / "m.jsonl"), Silent())
+        return stage_key(StageWork(recipe, 0, StageModule(model, stage), data, run))
+
+    return key
+
+
+def nudge(name):
+    """A function that changes one number of one tensor of a model."""
+
+    def change(model):
+        with torch.no_grad():
+            model.get_parameter(name).view(-1)[0] += 1e-6
+
+    return change
+
+
+def test_what_matters_to_a_contrastive_stage_changes_its_key(key_of, stages, encoder, captioned):
+    first, second, _ = stages
+    base = key_of()
+    same = {
+        "connector": {"connector": {"depth": 1}},
+        "language model": {"llm_options": {"hidden_size": 16}},
+        "prompt": {"stages": [first, {**second, "prompt": "vicuna_v1"}]},
+        "checkpoints": {"stages": [{**first, "checkpoint_every": 1, "workers": 1}, second]},
+        "weights of the language model": {"change": nudge("language_model.model.norm.weight")},
+    }
+    assert {what: key_of(**options) == base for what, options in same.items()} == dict.fromkeys(same, True)
+    other = {
+        "seed": {"seed": 1},
+        "lr": {"stages": [{**first, "train": {"encoder": {"lr": 2e-2}}}, second]},
+        "data": {"stages": [{**first, "data": {**captioned, "limit": 11}}, second]},
+        "layout": {"encoder": {**encoder, "layout": "pad"}},
+        "encoder weights": {"change": nudge("encoders.0.positions")},
+        "text tower": {"change": lambda m: setattr(m.vision_encoder._text_tower, "fingerprint", "b")},
+        "steps": {"stages": [{**first, "steps": 4}, second]},
+    }
+    keys = {what: key_of(**options) for what, options in other.items()}
+    assert len({base, *keys.values()}) == 1 + len(other), keys
+
+
+def test_everything_matters_to_a_next_token_stage(key_of, stages):
+    both = [{**stages[1], "name": "first"}, stages[1]]
+    base = key_of(stages=both)
+    assert key_of(stages=both) == base
+    other = {
+        "connector": {"connector": {"depth": 1}},
+        "weights of the connector": {"change": lambda m: m.connector.layers[0].bias.data.add_(1e-6)},
+        "weights of the language model": {"change": nudge("language_model.model.norm.weight")},
+        "language model": {"llm_options": {"rms_norm_eps": 1e-5}},
+        "prompt": {"stages": [{**both[0], "prompt": "vicuna_v1"}, both[1]]},
+        "chat template": {"change": lambda m: setattr(m.processor.tokenizer, "chat_template", "x")},
+    }
+    keys = {what: key_of(stages=both, **o) if "stages" not in o else key_of(**o) for what, o in other.items()}
+    assert len({base, *keys.values()}) == 1 + len(other), keys
+
+
+def test_a_budget_of_image_tokens_ties_the_pixels_to_the_connector(make_recipe, key_of):
+    """The connector counts tokens, and an image that takes too many is made smaller."""
+    budget = {"image_tokens": {"per_image": 16}}
+    keys = {key_of(model_options=budget, connector={"depth": depth}) for depth in (1, 2)}
+    assert len(keys) == 2
+
+
+def test_threads_change_the_key(key_of):
+    before = key_of()
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    assert key_of() != before

@@ -1,0 +1,150 @@
+"""What a piece of work is a function of, as a hash: equal keys, equal results.
+
+A key says too much rather than too little: what is in it and does not matter costs work that is done again;
+what is missing and matters would hand one run the result of another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+import vlmkit
+import vlmkit_connectors
+from vlmkit.data.collate import TextRules
+from vlmkit.data.sample import Sample
+from vlmkit.encoders.base import VisionEncoder
+from vlmkit.encoders.text import tensors_hash
+
+if TYPE_CHECKING:
+    from vlmkit.vlm import VLM
+
+PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "numpy", "pillow")
+
+
+def digest(facts: Mapping[str, Any]) -> str:
+    """SHA-256 (32 hex digits) of JSON values."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def machine(device: torch.device, mixed: str) -> dict[str, Any]:
+    """What decides about the last bits of a computation beside its inputs.
+
+    Args:
+        device: Where it runs.
+        mixed: accelerate's name of the mixed precision.
+    """
+    cuda = device.type == "cuda"
+    return {
+        "code": code_hash(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name(device) if cuda else device.type,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        # Sums are split over threads.
+        "threads": torch.get_num_threads(),
+        "precision": [mixed, str(torch.get_default_dtype()), torch.get_float32_matmul_precision()],
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+@cache
+def code_hash() -> str:
+    """Hash of this package's source: a checkout changes without its version changing."""
+    found = hashlib.sha256(vlmkit.__version__.encode())
+    for package in (vlmkit, vlmkit_connectors):
+        folder = Path(str(package.__file__)).parent
+        for file in sorted(folder.rglob("*.py")):
+            found.update(f"{file.relative_to(folder)}\n".encode() + file.read_bytes())
+    return found.hexdigest()[:32]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _kind(part: nn.Module) -> list[str]:
+    """Types of the numbers, and the class with its source, which may be a stranger's."""
+    types = sorted({str(t.dtype) for t in part.state_dict().values()})
+    try:
+        source = hashlib.sha256(Path(inspect.getfile(type(part))).read_bytes()).hexdigest()
+    except (OSError, TypeError):  # a class that was typed in
+        source = ""
+    return [type(part).__qualname__, source, *types]
+
+
+def encoder_facts(encoder: VisionEncoder) -> list[str]:
+    """Tensors as they are now, configuration and preprocessing, text tower."""
+    return [encoder.fingerprint, *_kind(encoder)]
+
+
+def encoders_facts(model: VLM) -> list[list[str]]:
+    """`encoder_facts` of all."""
+    return [encoder_facts(encoder) for encoder in model.encoders if isinstance(encoder, VisionEncoder)]
+
+
+def model_facts(model: VLM) -> dict[str, Any]:
+    """The whole model: encoders, connector, splice, language model, tokenizer, configuration."""
+    parts = {"connector": model.connector, "splice": model.splice, "llm": model.language_model}
+    return {
+        "encoders": encoders_facts(model),
+        "parts": {name: [tensors_hash(part), *_kind(part)] for name, part in parts.items()},
+        "config": model.config.to_dict(),
+        "attention": model.language_model.config._attn_implementation,
+        "tokenizer": tokenizer_hash(model.processor.tokenizer),
+    }
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Vocabulary, rules, special tokens and chat template of a fast tokenizer."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    # State of the last call, no property of the tokenizer.
+    rules = {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}
+    named = {"class": type(tokenizer).__name__, "special": tokenizer.special_tokens_map}
+    return digest({**named, "rules": rules, "template": tokenizer.chat_template})
+
+
+def tokens_key(rules: TextRules, prompt: str) -> str:
+    """What a row of tokens is a function of, beside the conversation."""
+    versions = [_version(name) for name in ("transformers", "tokenizers")]
+    stated = {"tokenizer": tokenizer_hash(rules.tokenizer), "prompt": prompt, "code": code_hash()}
+    return digest({**stated, "versions": versions, "eos": rules.eos_weight, "image": rules.image_token_id})
+
+
+def data_hash(samples: Sequence[Sample]) -> str:
+    """Names, texts and images of all samples, in order.
+
+    An image in a file is known by path, size and time of change; it is not read.
+    """
+    found = hashlib.sha256()
+    for sample in samples:
+        found.update(repr(list(_facts_of(sample))).encode())
+    return found.hexdigest()[:32]
+
+
+def _facts_of(sample: Sample) -> Iterator[Any]:
+    yield sample.id, sample.captions
+    for source in sample.images:
+        yield hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else _file_facts(source)
+    for conversation in sample.conversations:
+        for message in conversation:
+            yield message.role, message.parts, message.weight
+
+
+def _file_facts(path: Path) -> tuple[str, int, int]:
+    try:
+        stat = path.stat()
+    except OSError:  # a missing image is the collator's to report
+        return (str(path.absolute()), -1, -1)
+    return (str(path.absolute()), stat.st_size, stat.st_mtime_ns)

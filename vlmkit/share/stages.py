@@ -1,0 +1,137 @@
+"""Finished stages: one run trains, the others take over what it found.
+
+`STAGES/KEY/` is shaped like a run: `checkpoints/STAGE-step-N/` and `metrics.jsonl`. It holds the tensors that
+the stage's objectives run through; all others of a run that takes it over stay that run's own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vlmkit import checkpoint
+from vlmkit.budget import Budget
+from vlmkit.errors import VlmkitError
+from vlmkit.objectives import objective_weights
+from vlmkit.recipe import Recipe, Stage
+from vlmkit.share import keys
+from vlmkit.share.features import StoredFeatures
+from vlmkit.train.loop import StageData, StageRun
+from vlmkit.train.metrics import read_metrics
+from vlmkit.train.module import StageModule
+
+# Settings that change no number: the samples themselves are in the key, not where they come from.
+FREE = ("data", "workers", "checkpoint_every")
+# Names of tensors in a `StageModule`.
+ENCODERS = ("vlm.encoders.", "contrastive.")
+EVERYTHING = ("",)
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """A stage that is about to be trained: what trains is set, nothing has.
+
+    Attributes:
+        recipe: Of the run.
+        number: Of the stage in it.
+        module: The model with the stage's objectives.
+        data: Samples and collator.
+        run: Where the stage writes.
+    """
+
+    recipe: Recipe
+    number: int
+    module: StageModule
+    data: StageData
+    run: StageRun
+
+    @property
+    def stage(self) -> Stage:
+        """The stage in the recipe."""
+        return self.recipe.stages[self.number]
+
+    @property
+    def scope(self) -> Sequence[str]:
+        """Prefixes of the tensors that decide about the stage's result, and that it can change.
+
+        The contrastive objective runs through the encoders alone, so the language model and the connector may
+        be others; unless a budget of image tokens, which the connector counts, decides about the pixels.
+        """
+        alone = set(objective_weights(self.stage.objective)) == {"contrastive"}
+        unlimited = Budget(**self.module.vlm.config.image_tokens) == Budget()
+        return ENCODERS if alone and unlimited and set(self.stage.train) == {"encoder"} else EVERYTHING
+
+
+def stage_key(work: StageWork) -> str:
+    """What the stage's result is a function of, down to the last bit on a CPU."""
+    stage, model, accelerator = work.stage, work.module.vlm, work.run.accelerator
+    facts: dict[str, Any] = {
+        "machine": keys.machine(accelerator.device, accelerator.mixed_precision),
+        "seed": [work.recipe.seed, work.number],
+        "stage": {k: v for k, v in stage.model_dump(mode="json").items() if k not in FREE},
+        "data": keys.data_hash(work.data.samples),
+        # Features that come from the store were encoded one by one: their last bits are others.
+        "stored_features": isinstance(work.module.encode, StoredFeatures),
+    }
+    if work.scope is ENCODERS:
+        facts["encoders"] = keys.encoders_facts(model)
+    else:
+        facts["model"] = keys.model_facts(model)
+        facts["prompt"] = stage.prompt or work.recipe.model.prompt
+    return keys.digest(facts)
+
+
+def take(entry: Path, work: StageWork) -> None:
+    """Bring model, metrics and checkpoint to where training the stage would have brought them.
+
+    Raises:
+        VlmkitError: What is stored is damaged.
+    """
+    name, run_dir = work.stage.name, work.run.run_dir
+    found = checkpoint.latest_checkpoint(entry, name)
+    if found is None:
+        raise VlmkitError(f"{entry} holds no checkpoint of stage {name!r}; delete it, it is only a cache")
+    try:
+        checkpoint.copy_tensors(found, _chosen(checkpoint.trained_tensors(work.module), work.scope))
+    except (OSError, SafetensorError) as error:
+        raise VlmkitError(f"{entry} is damaged ({error}); delete it, it is only a cache") from error
+    # Before the checkpoint: a run that is killed here begins the stage anew, and drops these rows.
+    work.run.metrics.rewind(name, 0)
+    for row in read_metrics(entry / "metrics.jsonl"):
+        work.run.metrics.write(row)
+    with checkpoint.building(run_dir / "checkpoints" / found.name) as partial:
+        _write(found, partial, checkpoint.trained_tensors(work.module))
+
+
+def keep(entry: Path, work: StageWork) -> None:
+    """Store a stage that was trained; it appears under its name only when it is whole."""
+    name, run_dir = work.stage.name, work.run.run_dir
+    found = checkpoint.latest_checkpoint(run_dir, name)
+    assert found is not None
+    rows = [row for row in read_metrics(run_dir / "metrics.jsonl") if row["stage"] == name]
+    with checkpoint.building(entry) as partial:
+        into = partial / "checkpoints" / found.name
+        into.mkdir(parents=True)
+        _write(found, into, _chosen(load_file(found / "trained.safetensors"), work.scope))
+        (partial / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+def _chosen(tensors: dict[str, Tensor], scope: Sequence[str]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(tuple(scope))}
+
+
+def _write(source: Path, into: Path, tensors: dict[str, Tensor]) -> None:
+    """A checkpoint with these tensors and everything else from another one."""
+    for name in ("optimizer.pt", "random.pt"):
+        shutil.copyfile(source / name, into / name)
+    save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, into / "trained.safetensors")
+    state = json.loads((source / "state.json").read_text(encoding="utf-8"))
+    checkpoint.write_json(into / "state.json", {**state, "tensors": sorted(tensors)})
