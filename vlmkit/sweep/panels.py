@@ -82,16 +82,19 @@ def _blind_band(axes: Any, blind: Sequence[Spread]) -> None:
     axes.axhspan(100 * low, 100 * high, color=GREY, alpha=0.12, linewidth=0)
 
 
-def cost_bars(axes: Any, groups: Sequence[Combined], names: Sequence[str], cost: str) -> None:
-    """A bar for each combination with its number."""
+def cost_bars(
+    axes: Any, groups: Sequence[Combined], names: Sequence[str], cost: str, colours: Sequence[str]
+) -> None:
+    """A bar for each combination with its number; the colours come again where there are more bars."""
     means = [group.figures[cost].mean if cost in group.figures else 0.0 for group in groups]
-    axes.barh(range(len(groups)), means, color=COLOURS[4], height=0.62)
+    own = [colours[i % len(colours)] for i in range(len(groups))]
+    axes.barh(range(len(groups)), means, color=own, alpha=0.75, height=0.62)
     for place, group in enumerate(groups):
         text = number(cost, group.figures[cost].mean) if cost in group.figures else "not known"
         at = (means[place], place)
         axes.annotate(text, at, (3, 0), textcoords="offset points", va="center", fontsize=9)
     # Room for the numbers.
-    axes.set_xlim(0, 1.45 * (max(means) or 1.0))
+    axes.set_xlim(0, 1.6 * (max(means) or 1.0))
     axes.set_xticks([])
     axes.set_title(TITLES[cost], fontsize=10)
     for side in ("top", "right", "bottom"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmkit.sweep.measure import EXACT, Row
-from vlmkit.sweep.panels import accuracy_curves, accuracy_dots, cost_bars, costs_of
+from vlmkit.sweep.panels import COLOURS, accuracy_curves, accuracy_dots, cost_bars, costs_of
 from vlmkit.sweep.tables import Combined, combine, keys
 from vlmkit.sweep.values import Values, as_text, labels, shown
 
@@ -44,7 +44,7 @@ def _without_axis(groups: Sequence[Combined], picture: Path) -> None:
     if scored:
         accuracy_dots(panels.pop(0), groups, names)
     for panel, cost in zip(panels, costs):
-        cost_bars(panel, groups, names, cost)
+        cost_bars(panel, groups, names, cost, [COLOURS[0]])
     figure.savefig(picture, dpi=120)
 
 
@@ -63,12 +63,15 @@ def _with_axis(groups: Sequence[Combined], axis: str, picture: Path) -> None:
 
     below = FRAME + 0.3 + LINE * len(at)
     figure = Figure(figsize=(WIDTH, CURVES + below), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[CURVES, below])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[CURVES, below])
+    top, bottom = parts
     accuracy_curves(top.subplots(), curves, axis, short)
     costs = costs_of(at)
-    panels: Any = bottom.subplots(1, len(costs), sharey=True, squeeze=False)
+    # Each bar in the colour of its curve.
+    colours = [COLOURS[list(curves).index(n) % len(COLOURS)] for n in names] if several else [COLOURS[0]]
+    panels = bottom.subplots(1, len(costs), sharey=True, squeeze=False)
     for panel, cost in zip(panels[0], costs):
-        cost_bars(panel, at, names, cost)
+        cost_bars(panel, at, names, cost, colours)
     if several:
         bottom.suptitle(f"costs at {short} {shown(largest)}", fontsize=11)
     figure.savefig(picture, dpi=120)

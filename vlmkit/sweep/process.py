@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from vlmkit.checkpoint import MANIFEST, read_run, write_json
+from vlmkit.errors import VlmkitError
 from vlmkit.sweep.grid import Job, Place
 from vlmkit.sweep.values import as_text
 
+LAUNCHER = Path(__file__).with_name("launcher.py")
 Status = Literal["finished", "failed", "interrupted"]
 # Whether runs are told to share their work (`vlmkit train --share`).
 SHARE = False
@@ -83,13 +86,16 @@ class TrainProcess:
         self._said = self.log.stat().st_size if self.log.exists() else 0
         self._began = time.monotonic()
         self._asked = False
+        self._outcome = place.record(job).with_suffix(".outcome")
+        self._outcome.parent.mkdir(parents=True, exist_ok=True)
+        self._outcome.unlink(missing_ok=True)
         environment = dict(os.environ)
         if threads is not None:
             environment.setdefault("OMP_NUM_THREADS", str(threads))
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C reaches the sweep alone, which asks each process to stop once.
             self._process = subprocess.Popen(
-                command(place, job, recipe),
+                [sys.executable, "-IS", LAUNCHER, self._outcome, *command(place, job, recipe)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -108,38 +114,39 @@ class TrainProcess:
         """
         if not self._asked:
             self._asked = True
-            # Not by Popen, which would wait for an ended process, and lose what it has used.
-            os.kill(self._process.pid, signal.SIGTERM)
+            self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it now."""
-        self._process.kill()
+        """End it now, with the processes that it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def poll(self) -> Record | None:
         """Its record, which is written down, once it has ended."""
-        pid, status, usage = os.wait4(self._process.pid, os.WNOHANG)
-        if not pid:
+        code, peak_bytes = self._process.poll(), 0
+        if code is None:
             return None
-        # Popen has not seen that the process was waited for.
-        self._process.returncode = os.waitstatus_to_exitcode(status)
-        return self._write(usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
-
-    def _write(self, peak_bytes: int) -> Record:
+        if self._outcome.exists():
+            outcome = json.loads(self._outcome.read_text(encoding="utf-8"))
+            code, peak_bytes = outcome["code"], outcome["peak_bytes"]
+        elif code >= 0:
+            raise VlmkitError(f"{self.job.name} could not be started; its log {self.log} says why")
         before = read_record(self.place, self.job)
-        code = self._process.returncode
+        record = self._record(code, peak_bytes, before or Record("interrupted", "", 0, 0.0, 0))
+        write_json(self.place.record(self.job), asdict(record))
+        return record
+
+    def _record(self, code: int, peak_bytes: int, before: Record) -> Record:
+        """This process added to those before it."""
         ended: Status = "finished" if code == 0 else "interrupted" if code in STOPPED else "failed"
-        record = Record(
+        return Record(
             status=ended,
             error=self._last_line(code) if ended == "failed" else "",
-            peak_bytes=max(peak_bytes, before.peak_bytes if before else 0),
-            seconds=time.monotonic() - self._began + (before.seconds if before else 0),
-            processes=1 + (before.processes if before else 0),
+            peak_bytes=max(peak_bytes, before.peak_bytes),
+            seconds=time.monotonic() - self._began + before.seconds,
+            processes=1 + before.processes,
         )
-        path = self.place.record(self.job)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, asdict(record))
-        return record
 
     def _last_line(self, code: int) -> str:
         """What a user has to know: vlmkit's own message, else the last line, else the signal."""

@@ -20,8 +20,8 @@ from vlmkit.train.metrics import require_plots
 NOTES = (
     "Mean over the finished seeds (smallest to largest). Exact match of generated answers; the blank image "
     "shows what the questions alone give away.",
-    "Images/s: in the steps of the last stage. Training s: the steps of all stages. Peak memory: resident, of "
-    "the training process with its evaluation; MB are 10^6 bytes.",
+    "Images/s: in the steps of the last stage. Training s: the steps of all stages. Peak memory: resident, "
+    "of the training process with its evaluation; MB are 10^6 bytes.",
 )
 TUNING_NOTE = "The best exact match on these data is chosen for each combination, the first of equal ones."
 UNTUNED = "no candidate of its tuning has finished"

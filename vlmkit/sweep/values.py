@@ -88,7 +88,7 @@ def combinations(axes: Axes) -> list[dict[str, Any]]:
 
 
 def labels(keys: Sequence[str]) -> dict[str, str]:
-    """Short names that tell keys apart: `connector` for `model.connector.type`, `steps` for `stages.vqa.steps`."""
+    """Short names that tell keys apart: `connector` for `model.connector.type`."""
     paths = {key: key.removesuffix(".type").split(".") for key in keys}
     return {key: _shortest(key, paths) for key in keys}
 
