@@ -25,7 +25,7 @@ RECIPE = {
             "batch_size": 2,
         },
         {
-            "name": "last", "data": {"type": "easy_vqa", "limit": 20}, "train": PARTS, "steps": 200,
+            "name": "last", "data": {"type": "easy_vqa", "limit": 20}, "train": PARTS, "steps": 80,
             "batch_size": 4,
         },
     ],

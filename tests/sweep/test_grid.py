@@ -5,6 +5,7 @@ import json
 import pytest
 
 from vlmkit.errors import UsageError
+from vlmkit.sweep.blocks import resolved_blocks
 from vlmkit.sweep.grid import make_grid
 from vlmkit.sweep.request import Request, refuse_other, remember
 
@@ -24,6 +25,15 @@ def test_the_product_of_values_and_seeds(recipe_file):
     assert all(job.recipe.stages[0].steps == 2 for job in jobs)
     pairs = {(job.recipe.model.connector.options["pool"], job.recipe.stages[1].steps) for job in jobs}
     assert pairs == {(pool, steps) for pool in (1, 2) for steps in (1, 2, 3)}
+
+
+def test_blocks_whose_type_varies_are_shown_as_they_will_be(recipe_file):
+    vary = {"model.encoders.0.type": ["vit", "clip"], "stages.last.data.type": ["easy_vqa"]}
+    grid = make_grid(Request(str(recipe_file), (), vary))
+    vit, clip = (resolved_blocks(runs[0]) for runs in grid.runs)
+    assert vit["connector"] == clip["connector"] == "mlp depth=1 pool=2"
+    assert vit["encoders.0"].startswith("vit depth=1 heads=2") and clip["encoders.0"] == "clip"
+    assert vit["data"] == "easy_vqa limit=20"
 
 
 def test_all_errors_of_all_recipes_come_together(recipe_file):

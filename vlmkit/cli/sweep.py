@@ -70,13 +70,13 @@ class SweepConsole:
         from rich.console import Console
         from rich.table import Table
 
-        from vlmkit.sweep.values import shown
+        from vlmkit.sweep.blocks import resolved_blocks
 
-        table = Table("run", "its connector", box=None)
-        for jobs in (*grid.candidates, *grid.runs):
-            for job in jobs:
-                kind = "tuning/" if job.kind == "tuning" else ""
-                table.add_row(kind + job.name, shown(job.recipe.model.connector.model_dump()))
+        jobs = [job for jobs in (*grid.candidates, *grid.runs) for job in jobs]
+        table = Table("run", *(f"its {name}" for name in resolved_blocks(jobs[0])), box=None)
+        for job in jobs:
+            kind = "tuning/" if job.kind == "tuning" else ""
+            table.add_row(kind + job.name, *resolved_blocks(job).values())
         Console(soft_wrap=True).print(table, highlight=False)
 
     def ended(self, job: Job, row: Row, left: int, seconds: float) -> None:
