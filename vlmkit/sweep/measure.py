@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 from safetensors import safe_open
 
+from vlmkit import register_auto_classes
 from vlmkit.assemble import build_data
-from vlmkit.budget import Budget, SizedImage
+from vlmkit.budget import SizedImage
 from vlmkit.checkpoint import read_run
-from vlmkit.config import VLMConfig, skeleton
-from vlmkit.encoders.spec import VisionSpec
+from vlmkit.processor import Processor
 from vlmkit.recipe import Block, Recipe
-from vlmkit.splice import count_tokens, fit_images, streams
+from vlmkit.splice import streams
 from vlmkit.sweep.grid import Job, Place
 from vlmkit.sweep.process import is_finished, read_record
 from vlmkit.sweep.values import Values
 from vlmkit.train.metrics import read_metrics
-from vlmkit_connectors import Connector, Groups, LayerInjection
+from vlmkit_connectors import LayerInjection
 
 # Names of figures; exact match by kind of question has the kind behind it.
 EXACT, BLIND, TOKENS, SEEN = "exact match", "blank image", "image tokens", "tokens looked at"
@@ -80,23 +80,22 @@ def _scores(run: Path) -> dict[str, float]:
 def _tokens(run: Path, recipe: Recipe) -> dict[str, float]:
     """Mean over the first images: tokens in the sequence, and tokens that the language model looks at."""
     block = recipe.evaluate.data if recipe.evaluate is not None else recipe.stages[-1].data
-    config = VLMConfig.from_pretrained(run)
-    (specs, connector), budget = skeleton(config), Budget(**config.image_tokens)
-    sizes = _sizes(block.model_dump_json())
-    images = [fit_images(specs, connector, budget, [size])[0] for size in sizes]
+    # Without, transformers warns that it does not know a vlmkit model.
+    register_auto_classes()
+    processor = Processor.from_pretrained(run)
+    images = [processor.fit([size])[0] for size in _sizes(block.model_dump_json())]
     if not images:
         return {}
-    taken = math.fsum(count_tokens(specs, connector, image) for image in images) / len(images)
-    looked_at = math.fsum(tokens_seen(specs, connector, image) for image in images) / len(images)
-    return {TOKENS: taken, SEEN: looked_at}
+    taken = math.fsum(map(processor.count_fitted, images)) / len(images)
+    return {TOKENS: taken, SEEN: math.fsum(tokens_seen(processor, image) for image in images) / len(images)}
 
 
-def tokens_seen(specs: Sequence[VisionSpec], connector: Connector | Groups, image: SizedImage) -> int:
+def tokens_seen(processor: Processor, image: SizedImage) -> int:
     """Image tokens that the language model looks at: in its sequence, or through blocks inside it."""
     total = 0
-    for spec, member in streams(specs, connector):
+    for spec, member in streams(processor.specs, processor.connector):
         if not isinstance(member, LayerInjection):
-            return count_tokens(specs, connector, image)
+            return processor.count_fitted(image)
         views = spec.features(image[:2], image[2])
         total += sum(member.num_tokens((view.rows, view.cols)) for view in views)
     return total
