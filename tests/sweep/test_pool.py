@@ -12,7 +12,7 @@ from vlmkit.errors import VlmkitError
 from vlmkit.sweep.grid import Place, make_grid
 from vlmkit.sweep.lock import locked
 from vlmkit.sweep.measure import CONNECTOR, EXACT, MEMORY, SECONDS, SPEED, TOKENS
-from vlmkit.sweep.process import command, read_record
+from vlmkit.sweep.process import TrainProcess, command, read_record
 from vlmkit.sweep.request import Request
 from vlmkit.sweep.run import sweep
 from vlmkit.sweep.tables import combine, markdown_table
@@ -133,6 +133,19 @@ def test_a_folder_has_one_sweep_at_a_time(stand_in, request_, tmp_path):
         (tmp_path / "s/sweep.json").write_text(json.dumps(_stored(request_, tmp_path)))
         sweep(request_, tmp_path / "s")
     assert sweep(request_, tmp_path / "s").whole
+
+
+def test_a_process_that_is_left_behind_holds_the_folder(stand_in, request_, tmp_path):
+    """As after a kill -9 of the sweep: its descriptor is closed, that of the process is not."""
+    stand_in(**{NAMES[0]: {"sleep": 60}})
+    job = make_grid(request_).runs[0][0]
+    with locked(tmp_path) as lock:
+        process = TrainProcess(Place(tmp_path), job, "recipe.yaml", None, lock)
+    with pytest.raises(VlmkitError, match="left behind"), locked(tmp_path):
+        pass
+    process.kill()
+    with locked(tmp_path):
+        pass
 
 
 def _stored(request, tmp_path):

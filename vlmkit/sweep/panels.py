@@ -35,22 +35,20 @@ def accuracy_dots(axes: Any, groups: Sequence[Combined], names: Sequence[str]) -
     for place, group in enumerate(groups):
         score, blind = group.figures.get(EXACT), group.figures.get(BLIND)
         if blind is not None:
-            label = "blank image" if place == 0 else None
-            axes.plot(
-                [100 * blind.mean], [place], "|", color=GREY, markersize=16, markeredgewidth=2, label=label
-            )
+            axes.plot([100 * blind.mean], [place], "|", color=GREY, markersize=16, markeredgewidth=2)
         if score is not None:
             mean, around = _percent(score)
             axes.errorbar([mean], [place], xerr=around, fmt="o", color=COLOURS[0], capsize=4)
-            text = f"{mean:.1f}"
-            axes.annotate(text, (mean, place), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+            at = (mean + around[1][0], place)
+            axes.annotate(f"{mean:.1f}", at, (7, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_title(SCORE_TITLE, fontsize=10)
-    axes.set_xlabel(SCORE)
-    axes.margins(x=0.08)
+    blind_too = any(BLIND in group.figures for group in groups)
+    axes.set_xlabel(SCORE + " (grey: with a blank image)" * blind_too)
+    low, high = axes.get_xlim()
+    # Room for the numbers.
+    axes.set_xlim(low, high + 0.12 * (high - low))
     axes.grid(axis="x", alpha=0.3)
     _lines(axes, names)
-    if any(BLIND in group.figures for group in groups):
-        axes.legend(fontsize=8, loc="best", framealpha=0.9)
 
 
 def accuracy_curves(axes: Any, curves: Mapping[str, Sequence[Combined]], key: str, short: str) -> None:
