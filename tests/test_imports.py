@@ -18,12 +18,13 @@ SOURCES = {
 # `checkpoint` knows tensors by name and no model, so encoders may read their part of a run through it.
 FLOORS = [
     {"cli", "__main__", "quickstart"},
+    {"sweep"},
     {"train", "share", "evaluate", "embedders", "look", "plan", "plan_memory"},
     {"assemble", "init_from", "quantize", "tiny"},
-    {"vlm", "processor", "image_processor", "messages", "inference", "config", "splice"},
+    {"vlm", "processor", "image_processor", "messages", "inference", "config", "splice", "inject", "sight"},
     {"data", "objectives", "recipe", "testing"},
     {"encoders", "llm"},
-    {"checkpoint", "budget", "layouts", "plugins", "weights", "recipe_files"},
+    {"checkpoint", "budget", "layouts", "plugins", "weights", "recipe_files", "overrides"},
     {"errors", "__init__"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -107,6 +108,7 @@ def test_the_text_of_recipes_and_the_tables_need_no_torch():
     light = [
         "recipe",
         "recipe_files",
+        "overrides",
         "errors",
         "budget",
         "layouts/__init__",

@@ -7,7 +7,8 @@ import yaml
 
 from vlmkit.assemble import check_blocks
 from vlmkit.errors import UsageError
-from vlmkit.recipe import apply_override, load_recipe
+from vlmkit.overrides import apply_overrides
+from vlmkit.recipe import load_recipe
 from vlmkit.recipe_files import bundled_recipes, find_recipe
 
 GOOD = {
@@ -176,7 +177,7 @@ def test_numbers_with_an_exponent_are_numbers(load, text):
 @pytest.mark.parametrize("text", ["1e", "e5", "0x1e5", "v1e5", "1.2.3e4"])
 def test_what_only_looks_like_a_number_stays_what_it_was(text):
     raw = {}
-    apply_override(raw, f"key={text}")
+    apply_overrides(raw, [f"key={text}"])
     assert raw["key"] == yaml.safe_load(text)
 
 
@@ -206,7 +207,7 @@ class TestOverrides:
     )
     def test_one_that_leads_nowhere_is_explained(self, override, says):
         with pytest.raises(UsageError) as raised:
-            apply_override(copy.deepcopy(GOOD), override)
+            apply_overrides(copy.deepcopy(GOOD), [override])
         assert says in str(raised.value) and "\n" not in str(raised.value)
 
 

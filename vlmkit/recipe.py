@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,21 +24,12 @@ from pydantic import (
 )
 
 from vlmkit.errors import UsageError
+from vlmkit.overrides import Yaml, apply_overrides
 from vlmkit.recipe_files import find_recipe
 
 PartName = Literal["encoder", "connector", "llm"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 BlockCheck = Callable[[Mapping[str, Any]], Sequence[str]]
-
-
-class Yaml(yaml.SafeLoader):
-    """YAML 1.2 numbers: PyYAML follows 1.1, where `2e-5` is text."""
-
-
-Yaml.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.\d+|\d+\.?\d*)[eE][-+]?\d+$"), list("-+.0123456789")
-)
 
 
 class Frozen(BaseModel):
@@ -292,16 +283,11 @@ class Recipe(Frozen):
         return Path(self.output or f"runs/{self.name}")
 
 
-def load_recipe(name: str | Path, overrides: Sequence[str] = (), check: BlockCheck | None = None) -> Recipe:
-    """Read a recipe file or a bundled recipe.
-
-    Args:
-        name: A path, or the name of a bundled recipe.
-        overrides: `key=value`, the key a dotted path (`stages.vqa.steps=10`), the value YAML.
-        check: Further checks of the raw recipe, e.g. that building blocks and their arguments exist.
+def read_recipe(name: str | Path, overrides: Sequence[str] = ()) -> tuple[Path, dict[str, Any]]:
+    """The file of a recipe and what it says with overrides, unchecked; see `load_recipe`.
 
     Raises:
-        UsageError: All errors of the file, with their paths.
+        UsageError: The file is no mapping in YAML, or an override leads nowhere.
     """
     path = find_recipe(name)
     try:
@@ -312,8 +298,22 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = (), check: BlockChe
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise UsageError(f"{path} is not a recipe: a mapping with 'name', 'model' and 'stages' is needed")
-    for override in overrides:
-        apply_override(raw, override)
+    apply_overrides(raw, overrides)
+    return path, raw
+
+
+def load_recipe(name: str | Path, overrides: Sequence[str] = (), check: BlockCheck | None = None) -> Recipe:
+    """Read a recipe file or a bundled recipe.
+
+    Args:
+        name: A path, or the name of a bundled recipe.
+        overrides: `key=value`, see `apply_overrides` (`stages.vqa.steps=10`).
+        check: Further checks of the raw recipe, e.g. that building blocks and their arguments exist.
+
+    Raises:
+        UsageError: All errors of the file, with their paths.
+    """
+    path, raw = read_recipe(name, overrides)
     problems = list(check(raw)) if check else []
     try:
         recipe = Recipe.model_validate(raw)
@@ -323,46 +323,6 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = (), check: BlockChe
         lines = "".join(f"\n  {p}" for p in problems)
         raise UsageError(f"{path}: {len(problems)} error{'s' * (len(problems) > 1)}{lines}")
     return recipe
-
-
-def read_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """Options from `key=value` texts; see `apply_override`."""
-    options: dict[str, Any] = {}
-    for override in overrides:
-        apply_override(options, override)
-    return options
-
-
-def apply_override(raw: dict[str, Any], override: str) -> None:
-    """Set one value in a raw recipe; an item of a list is an index or the item's name.
-
-    Raises:
-        UsageError: The override is not `key=value`, or leads through something that is not there.
-    """
-    path, equals, value = override.partition("=")
-    if not equals:
-        raise UsageError(f"{override!r} is not key=value; e.g. stages.0.steps=10")
-    keys = path.split(".")
-    node: Any = raw
-    for key in keys[:-1]:
-        node = node[_index(node, key, override)] if isinstance(node, list) else node.setdefault(key, {})
-        if not isinstance(node, dict | list):
-            raise UsageError(f"{override!r}: {key!r} holds a value, it has no parts")
-    try:
-        read = yaml.load(value, Yaml)
-    except yaml.YAMLError:
-        raise UsageError(f"{override!r}: {value!r} is not YAML; put it in quotes") from None
-    node[_index(node, keys[-1], override) if isinstance(node, list) else keys[-1]] = read
-
-
-def _index(items: list[Any], key: str, override: str) -> int:
-    names = [item.get("name") for item in items if isinstance(item, dict)]
-    if key in names:
-        return names.index(key)
-    if key.isdigit() and int(key) < len(items):
-        return int(key)
-    known = [*map(str, range(len(items))), *[n for n in names if n]]
-    raise UsageError(f"{override!r}: no item {key!r} (known: {', '.join(known)})")
 
 
 def _messages(error: ValidationError) -> list[str]:

@@ -26,6 +26,18 @@ def options(verb):
 SURFACE = {
     "train": {"recipe", "overrides", "--resume", "--share", "--share-limit", "--tiny", "--debug"},
     "plan": {"recipe", "overrides", "--fetch", "--debug"},
+    "sweep": {
+        "recipe",
+        "overrides",
+        "--vary",
+        "--seeds",
+        "--jobs",
+        "--output",
+        "--tune",
+        "--tune-set",
+        "--dry-run",
+        "--debug",
+    },
     "list": {"what", "--debug"},
     "encoder": {"action", "encoder", "overrides", "--json", "--debug"},
     "ask": {"model", "image", "question", "--stream", "--json", "--quantize", "--max-new-tokens", "--debug"},

@@ -34,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exit code 1 says that a check failed."""
     from vlmkit.cli.console import quiet_loading, write_json
-    from vlmkit.recipe import read_overrides
+    from vlmkit.overrides import read_overrides
 
     quiet_loading()
     report = _check(args.encoder, read_overrides(args.overrides))

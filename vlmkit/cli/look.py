@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Load, look, draw; say what was drawn, and on stderr what was not and why."""
     _check(args)
     from vlmkit.data.sample import open_image
-    from vlmkit.recipe import read_overrides
+    from vlmkit.overrides import read_overrides
 
     image = open_image(args.image)
     model = _load(args.model, read_overrides(args.overrides), whole=args.question is not None)
