@@ -21,7 +21,7 @@ from vlmkit.sweep.values import as_text
 LAUNCHER = Path(__file__).with_name("launcher.py")
 Status = Literal["finished", "failed", "interrupted"]
 # Whether runs are told to share their work (`vlmkit train --share`).
-SHARE = False
+SHARE = True
 # What a process that was asked to stop ends with: by its own handler, or outside the steps by the signal.
 STOPPED = (130, -signal.SIGINT, -signal.SIGTERM)
 
