@@ -70,3 +70,9 @@ def test_a_candidate_that_fails_has_lost_and_without_any_there_is_no_run(
     ]  # fmt: skip
     assert swept.rows[0].tuned == {LR: 0.01} and not swept.whole
     assert started(tmp_path)[4:] == ["pool-1_seed-3"]
+
+    stand_in(**{"pool-1_lr-0.001_seed-3": {"score": 1.0}})
+    again = sweep(Request(str(recipe_file), (), vary, 1, {LR: RATES[:2]}, on_top), tmp_path, 2)
+    assert again.whole and [row.tuned[LR] for row in again.rows] == [0.01, 0.001]
+    retried = {"pool-2_lr-0.001_seed-3", "pool-2_lr-0.01_seed-3", "pool-2_seed-3"}
+    assert set(started(tmp_path)[5:]) == retried, "a choice that is made stays"

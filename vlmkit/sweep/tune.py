@@ -57,7 +57,7 @@ class Choices:
             rows: Of each candidate, by name.
         """
         for tried in candidates:
-            chosen = self.of(tried[0]) or choose([rows[job.name] for job in tried])
+            chosen = choose([rows[job.name] for job in tried])
             if chosen is not None:
                 self.made[as_text(tried[0].varied)] = chosen
         write_json(self.path, self.made)
