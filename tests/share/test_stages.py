@@ -89,13 +89,13 @@ class Stop(Silent):
     """Interrupts its process after the first step of a stage."""
 
     def __init__(self, stage):
-        self.stage = stage
+        self.where = stage
 
     def begin(self, name, start, steps):
         self.name = name
 
     def step(self, step, values):
-        if (self.name, step) == (self.stage, 1):
+        if (self.name, step) == (self.where, 1):
             os.kill(os.getpid(), signal.SIGINT)
 
 
