@@ -86,14 +86,26 @@ def test_taking_from_it_changes_no_number(shelf, alone, make_recipe, train, asse
 
 
 class Stop(Silent):
-    """Interrupts its process in the second stage."""
+    """Interrupts its process after the first step of a stage."""
+
+    def __init__(self, stage):
+        self.where = stage
 
     def begin(self, name, start, steps):
         self.name = name
 
     def step(self, step, values):
-        if (self.name, step) == ("second", 1):
+        if (self.name, step) == (self.where, 1):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_that_had_begun_a_stage_takes_it_over(shelf, alone, make_recipe, train, assert_equal_runs):
+    """What it had written of it goes."""
+    with pytest.raises(Interrupted):
+        train_recipe(make_recipe("begun", **POOL_1), reporter=Stop("first"))
+    taken, notes = train(make_recipe("begun", **POOL_1), shelf[0], resume=True)
+    assert len(notes) == 1 and "taken from" in notes[0]
+    assert_equal_runs(taken, alone)
 
 
 def test_a_run_that_took_a_stage_over_can_be_resumed(
@@ -101,7 +113,7 @@ def test_a_run_that_took_a_stage_over_can_be_resumed(
 ):
     """With the directory and without it."""
     with pytest.raises(Interrupted):
-        train_recipe(make_recipe("taken", **POOL_1), reporter=Stop(), share=shelf[0])
+        train_recipe(make_recipe("taken", **POOL_1), reporter=Stop("second"), share=shelf[0])
     shutil.copytree(tmp_path / "taken", tmp_path / "copy")
     for name, directory in (("taken", shelf[0]), ("copy", None)):
         resumed, notes = train(make_recipe(name, **POOL_1), directory, resume=True)
