@@ -17,25 +17,24 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from vlmkit import inference
 from vlmkit.budget import Budget, SizedImage
 from vlmkit.config import VLMConfig, build_connector, build_encoder
-from vlmkit.data.batch import listed_images, pixel_batches
 from vlmkit.data.masks import additive, branch_mask
 from vlmkit.encoders.base import VisionEncoder
-from vlmkit.encoders.scales import join_scales
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.inject import inject, seeing
 from vlmkit.messages import ImageSource
 from vlmkit.objectives import token_loss
 from vlmkit.processor import Processor
-from vlmkit.sight import Read, Sight, see
+from vlmkit.reading import Reading
+from vlmkit.sight import Read
 from vlmkit.splice import Marks, Splice, count_tokens, fit_images, streams
-from vlmkit_connectors import LayerInjection, VisionFeatures
+from vlmkit_connectors import LayerInjection
 
 # What must be asked of the hub alike for weights and tokenizer.
 HUB = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
 
 
-class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class VLM(Reading, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """Vision encoders, a connector and a language model.
 
     Images enter in the Hugging Face placeholder layout: the sequence holds N copies of the image token id,
@@ -132,11 +131,6 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """What the first encoder states about itself."""
         return self.specs[0]
 
-    @property
-    def specs(self) -> list[VisionSpec]:
-        """What the encoders state about themselves."""
-        return [encoder.spec for encoder in self.encoders if isinstance(encoder, VisionEncoder)]
-
     def fit(self, sizes: Sequence[tuple[int, int]]) -> list[SizedImage]:
         """The images of one row within the token budget, see `Budget.fit`."""
         budget = Budget(**self.config.image_tokens)
@@ -161,157 +155,6 @@ class VLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Set the language model's head."""
         self.language_model.set_output_embeddings(new_embeddings)
-
-    def encode_images(self, pixel_values: Tensor, image_sizes: Tensor) -> list[VisionFeatures]:
-        """What each encoder sees in the images of a batch.
-
-        Args:
-            pixel_values: (B, P) as in `vlmkit.data.batch.Batch`.
-            image_sizes: (B, K, 3).
-        """
-        batches = pixel_batches(pixel_values, image_sizes, self.specs)
-        features = []
-        for encoder, batch in zip(self.encoders, batches, strict=True):
-            assert isinstance(encoder, VisionEncoder)
-            seen = encoder(encoder.move(batch))
-            scales = encoder.spec.rule.scales
-            features.append(join_scales(seen, scales) if len(scales) > 1 else seen)
-        return features
-
-    def image_tokens(
-        self,
-        features: Sequence[VisionFeatures],
-        image_sizes: Tensor,
-        questions: Sequence[Tensor] | None = None,
-    ) -> list[list[Tensor]]:
-        """The run of tokens (N, D) that each image of each row gives; (N, W) where blocks look at them.
-
-        Args:
-            features: From `encode_images`.
-            image_sizes: (B, K, 3).
-            questions: The question of each row (Q, D), for connectors that read it.
-        """
-        rows = listed_images(image_sizes)
-        images = [image for row in rows for image in row]
-        lanes = streams(self.specs, self.connector)
-        taken = [features] if len(lanes) == 1 else [[own] for own in features]
-        text = None
-        if questions is not None:
-            text = [question for question, row in zip(questions, rows, strict=True) for _ in row]
-        runs = [self.splice(lane, own, images, text) for lane, own in zip(lanes, taken, strict=True)]
-        each = iter([self.splice.join(parts) for parts in zip(*runs, strict=True)])
-        return [[next(each) for _ in row] for row in rows]
-
-    def read(
-        self,
-        input_ids: Tensor,
-        features: Sequence[VisionFeatures] | None,
-        image_sizes: Tensor | None,
-        question_ids: Tensor | None = None,
-        before: Sight | None = None,
-    ) -> Read:
-        """What the language model gets: text with its images.
-
-        Args:
-            input_ids: (B, L) with image placeholders.
-            features: From `encode_images`; None without images.
-            image_sizes: (B, K, 3).
-            question_ids: (B, Q), -1 is padding; for connectors that read the question.
-            before: What the text in the cache saw.
-
-        Raises:
-            VlmkitError: Placeholders and image tokens (or, where an image has one marker, images) of a row
-                differ in number.
-        """
-        embeds_BLD: Tensor = self.get_input_embeddings()(input_ids)
-        places_BL = input_ids == self.config.image_token_id
-        rows: list[list[Tensor]] = [[] for _ in input_ids]
-        if features is not None:
-            assert image_sizes is not None
-            rows = self.image_tokens(features, image_sizes, self._questions(question_ids))
-        inside = not isinstance(self.connector, LayerInjection)
-        given = [sum(map(len, row)) if inside else len(row) for row in rows]
-        self._check_counts(places_BL.sum(1).tolist(), given)
-        if isinstance(self.connector, LayerInjection):
-            marked_BLD = embeds_BLD + places_BL.unsqueeze(-1) * self.connector.marker_D
-            return Read(marked_BLD.to(embeds_BLD), see(self.connector, places_BL, rows, before))
-        if features is None:
-            return Read(embeds_BLD)
-        tokens_ND = torch.cat([run for row in rows for run in row])
-        return Read(embeds_BLD.masked_scatter(places_BL.unsqueeze(-1), tokens_ND.to(embeds_BLD)))
-
-    def read_blank(
-        self, input_ids: Tensor, blank: Sequence[VisionFeatures], size: Tensor, question_ids: Tensor | None
-    ) -> Read:
-        """Text without images that still touches every parameter an image would: another process has some.
-
-        Args:
-            input_ids: (B, L) without image placeholders.
-            blank: Features of an image that nothing sees.
-            size: (1, 1, 3), its size.
-            question_ids: As in `read`.
-        """
-        read = self.read(input_ids, None, None, question_ids)
-        first = None if question_ids is None else question_ids[:1]
-        (runs,) = self.image_tokens(blank, size, self._questions(first))
-        if isinstance(self.connector, LayerInjection):
-            none_BL = torch.zeros_like(input_ids, dtype=torch.bool)
-            rows = [runs, *([] for _ in input_ids[1:])]
-            return Read(read.embeds_BLD, see(self.connector, none_BL, rows))
-        return Read(read.embeds_BLD + 0.0 * torch.cat(runs).sum().to(read.embeds_BLD))
-
-    def _questions(self, question_ids: Tensor | None) -> list[Tensor] | None:
-        """Embedded questions without padding, where the connector reads them.
-
-        Raises:
-            UsageError: It reads them, and they are not given.
-        """
-        if not self.connector.reads_text:
-            return None
-        if question_ids is None:
-            raise UsageError(
-                "this connector reads the question, and the inputs hold no question_ids; build them from "
-                "messages (processor.apply_chat_template or VLM.ask)"
-            )
-        table = self.get_input_embeddings()
-        return [table(ids[ids >= 0]) for ids in question_ids]
-
-    def _read_text(self, embeds_BLD: Tensor, before: Sight | None) -> Read:
-        """Embeddings without new images."""
-        if not isinstance(self.connector, LayerInjection):
-            return Read(embeds_BLD)
-        none_BL = torch.zeros(embeds_BLD.shape[:2], dtype=torch.bool, device=embeds_BLD.device)
-        return Read(embeds_BLD, see(self.connector, none_BL, [()] * len(embeds_BLD), before))
-
-    def _before(self, cache: Any, rows: int) -> Sight | None:
-        """What the text in a cache saw.
-
-        Raises:
-            VlmkitError: The connector needs to know, and the cache was not filled by this model, or its rows
-                were selected or repeated since.
-        """
-        if not isinstance(self.connector, LayerInjection):
-            return None
-        if not hasattr(cache, "vlmkit_sight"):
-            raise VlmkitError(
-                "the cache does not say which images its text saw; fill it by a forward pass of this model"
-            )
-        sight = cast(Sight, cache.vlmkit_sight)
-        if len(sight.images) != rows:
-            raise VlmkitError(
-                f"{rows} rows of text and a cache with {len(sight.images)} rows of images: its rows were "
-                "selected or repeated, and its images were not; generate from the images anew"
-            )
-        return sight
-
-    @staticmethod
-    def _check_counts(placeholders: list[int], given: list[int]) -> None:
-        for row, (places, tokens) in enumerate(zip(placeholders, given, strict=True)):
-            if places != tokens:
-                raise VlmkitError(
-                    f"row {row} has {places} image placeholders and its images give {tokens} image tokens; "
-                    "build the inputs with this model's processor"
-                )
 
     def decode(self, read: Read, branches: Tensor | None, **kwargs: Any) -> CausalLMOutputWithPast:
         """Run the language model.
