@@ -1,4 +1,4 @@
-"""`vlmkit encoder check` and `vlmkit list encoders`, as a user meets them."""
+"""`vlmkit encoder check` and `vlmkit list` of encoders and connectors, as a user meets them."""
 
 import json
 import re
@@ -15,6 +15,7 @@ from vlmkit.encoders import ENCODERS
 from vlmkit.encoders.known import KNOWN
 from vlmkit.encoders.licences import LICENCES, UNKNOWN, licence
 from vlmkit.testing import CHECKS
+from vlmkit_connectors import CONNECTORS, LayerInjection
 
 SMALL = ["image_size=16", "patch_size=8", "width=16", "depth=1", "heads=2", "embed_dim=6"]
 STRANGER = """
@@ -153,6 +154,49 @@ def test_list_has_a_line_for_every_hub_id(cli):
         assert line.split()[-1] in licence(name)
     assert set(ROWS) <= {" ".join(line.split()) for line in out.splitlines()}
     assert all(re.search(rf"^ ?{family} ", out, re.MULTILINE) for family in ENCODERS)
+
+
+def rows_of(out):
+    """Lines of the table of connectors by name, as words."""
+    lines = [line.split() for line in out.splitlines() if line.strip()]
+    return {words[0]: words[1:] for words in lines}
+
+
+def test_list_has_a_line_for_every_connector(cli):
+    code, out, _ = cli("list", "connectors")
+    assert code == 0
+    rows = rows_of(out)
+    for name, connector in CONNECTORS.items():
+        assert connector.source in out and " ".join(rows[name]).endswith(connector.source)
+    # Two layers: 1024 * 2048 + 2048 and 2048 * 2048 + 2048.
+    assert rows["mlp"][:5] == ["576", "247", "yes", "6.3", "M"]
+    assert "an encoder of width 1,024 and a language model of width 2,048 with 24 layers" in out
+
+
+class Beside(LayerInjection):
+    """Looks on from beside the text."""
+
+    source = "Nobody 1999, https://example.org"
+
+    def __init__(self, vision_widths, text_width, text_layers):
+        super().__init__(text_width)
+        self.weight = torch.nn.Parameter(torch.empty(text_layers, 500_000))
+
+    def num_tokens(self, grid):
+        return 7
+
+    def forward(self, features, text=None):
+        raise AssertionError("a table needs shapes only")
+
+
+def test_tokens_outside_the_sequence_are_marked(cli, monkeypatch):
+    monkeypatch.setitem(CONNECTORS, "beside", Beside)
+    _, out, _ = cli("list", "connectors")
+    expected = "7* 7* no 12.0 M Looks on from beside the text. Nobody 1999, https://example.org"
+    assert " ".join(rows_of(out)["beside"]) == expected
+    assert "in the sequence an image is one token" in out
+    monkeypatch.setattr("vlmkit_connectors.CONNECTORS", {"mlp": CONNECTORS["mlp"]})
+    assert "*" not in cli("list", "connectors")[1]
 
 
 def test_a_licence_is_stated_or_the_model_card_is_named():

@@ -13,13 +13,16 @@ WIDEST = 500
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vlmkit list`."""
-    parser.add_argument("what", choices=sorted(TABLES))
+    parser.add_argument("what", choices=sorted(["connectors", *TABLES]))
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one table."""
     from vlmkit.cli.console import print_table
 
+    if args.what == "connectors":
+        _print_connectors()
+        return 0
     print_table(args.what, TABLES[args.what]())
     if args.what == "encoders":
         _print_checkpoints()
@@ -80,10 +83,13 @@ def _checkpoint(family: str, weights: str) -> tuple[str, ...]:
     return (family, weights, f"{millions:,.0f} M", *seen, licence(weights))
 
 
-def _connectors() -> dict[str, str]:
-    from vlmkit_connectors import CONNECTORS
+def _print_connectors() -> None:
+    from rich.console import Console
 
-    return {name: first_line(cls) for name, cls in CONNECTORS.items()}
+    from vlmkit.cli.list_connectors import connector_table
+
+    table, notes = connector_table()
+    Console(width=WIDEST).print(table, "", *notes, sep="\n")
 
 
 def _layouts() -> dict[str, str]:
@@ -113,7 +119,6 @@ def _recipes() -> dict[str, str]:
 
 TABLES: dict[str, Callable[[], dict[str, str]]] = {
     "encoders": _encoders,
-    "connectors": _connectors,
     "layouts": _layouts,
     "objectives": _objectives,
     "data": _data,
