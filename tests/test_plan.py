@@ -113,5 +113,16 @@ def test_the_command_prints_it(capfd):
     assert "about 17." in out and "GB a device for 4 rows of 2048 tokens" in out
 
 
+def test_tokens_that_stay_outside_the_sequence_are_counted_apart(capfd):
+    plan = make_plan(load_recipe("flamingo_xattn"))
+    assert set(plan.tokens.values()) == {1} and set(plan.looked_at.values()) == {64}
+    closed = make_plan(load_recipe("flamingo_xattn", ["model.connector.every=28"]))
+    more = [a.memory.activations - b.memory.activations for a, b in zip(plan.stages, closed.stages)]
+    # Six blocks more, each recomputed: one number of the width of 1,024 a token, in 2 bytes.
+    assert more == [6 * 1024 * 2 * 4 * 2048, 6 * 1024 * 2 * 2 * 4096]
+    assert main(["plan", "flamingo_xattn"]) == 0
+    assert "takes 1 token of the sequence; blocks look at 64" in capfd.readouterr().out
+
+
 def test_all_together():
     assert Memory(1.0, 2.0, 4.0, 8.0, 1, 1).total == 15.0

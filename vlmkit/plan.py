@@ -27,6 +27,7 @@ from vlmkit.train.schedule import total_steps
 from vlmkit.train.stage import PartRow, apply_stage, finish_stage
 from vlmkit.vlm import VLM
 from vlmkit.weights import PYPI, resolve_weights
+from vlmkit_connectors import LayerInjection
 
 # (width, height) of common pictures: an icon, CLIP's square, VGA, XGA, full HD, a page at 200 dpi.
 SIZES = ((64, 64), (336, 336), (640, 480), (1024, 768), (1920, 1080), (1700, 2200))
@@ -57,12 +58,14 @@ class Plan:
 
     Attributes:
         stages: One entry a stage.
-        tokens: Image tokens by (width, height) of a picture in pixels.
+        tokens: Image tokens in the sequence by (width, height) of a picture in pixels.
+        looked_at: The same for tokens that blocks inside the language model look at; empty without blocks.
         notes: What is not known, in words.
     """
 
     stages: list[StagePlan]
     tokens: dict[tuple[int, int], int]
+    looked_at: dict[tuple[int, int], int]
     notes: list[str]
 
 
@@ -83,7 +86,11 @@ def make_plan(recipe: Recipe, fetch: bool = False) -> Plan:
     with torch.device("meta"):
         model = VLM(_config(recipe, notes))
         stages = [_stage(recipe, stage, model, notes) for stage in recipe.stages]
-    return Plan(stages, {size: model.count_tokens(size) for size in SIZES}, notes)
+    tokens = {size: model.count_tokens(size) for size in SIZES}
+    looked_at = {}
+    if isinstance(model.connector, LayerInjection):
+        looked_at = {size: model.count_given(size) for size in SIZES}
+    return Plan(stages, tokens, looked_at, notes)
 
 
 def _refuse_fetching(recipe: Recipe) -> None:

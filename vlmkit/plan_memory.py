@@ -10,6 +10,7 @@ from vlmkit.objectives import OBJECTIVES, objective_weights
 from vlmkit.recipe import Recipe, Stage
 from vlmkit.train.stage import PARTS, part_module
 from vlmkit.vlm import VLM
+from vlmkit_connectors import LayerInjection
 
 FLOAT32 = 4
 ADAMW = 8
@@ -54,9 +55,9 @@ def estimate(recipe: Recipe, stage: Stage, model: VLM) -> Memory:
     - weights 4 P: parameters are held in float32; those of 4-bit layers take 0.52 bytes each;
     - gradients 4 T, AdamW 8 T;
     - activations e R L (17 D n + V) + 8 R L V for R rows of L tokens, a language model of width D with n
-      blocks and V words, and e = 4 bytes in float32, else 2: 17 e is the 34 bytes of Korthikanti et al. 2022
-      (https://arxiv.org/abs/2205.05198; attention scores left out, sdpa does not keep them), and 8 are the
-      logits and their gradient in float32. With `gradient_checkpointing` 17 n becomes n + 17. A frozen model
+      blocks (those that a connector puts inside it among them) and V words, and e = 4 bytes in float32, else
+      2: 17 e is the 34 bytes of Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198; attention scores
+      left out, sdpa does not keep them), and 8 are the logits and their gradient in float32. With `gradient_checkpointing` 17 n becomes n + 17. A frozen model
       counts too: gradients go through it. An encoder that trains adds 17 e D' n' for each of its tokens.
 
     R is `micro_batch_size`, or else `batch_size`, as on one device; L is `max_length`, or else one image of
@@ -109,5 +110,7 @@ def _language(model: VLM, stage: Stage, tokens: int, size: int) -> float:
         return 0.0
     config = model.config.text_config
     blocks = config.num_hidden_layers
+    if isinstance(model.connector, LayerInjection):
+        blocks += len(model.connector.blocks)
     kept = blocks + BLOCK if stage.gradient_checkpointing else BLOCK * blocks
     return float(tokens * (size * (kept * config.hidden_size + config.vocab_size) + 8 * config.vocab_size))

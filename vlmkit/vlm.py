@@ -27,7 +27,7 @@ from vlmkit.objectives import token_loss
 from vlmkit.processor import Processor
 from vlmkit.reading import Reading
 from vlmkit.sight import Read
-from vlmkit.splice import Marks, Splice, count_tokens, fit_images, streams
+from vlmkit.splice import Marks, Splice, count_given, count_tokens, fit_images, streams
 from vlmkit_connectors import LayerInjection
 
 # What must be asked of the hub alike for weights and tokenizer.
@@ -139,6 +139,10 @@ class VLM(Reading, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def count_tokens(self, image_size: tuple[int, int]) -> int:
         """Image tokens for an image of (width, height) pixels, alone and within the token budget."""
         return count_tokens(self.specs, self.connector, self.splice.marks, self.fit([image_size])[0])
+
+    def count_given(self, image_size: tuple[int, int]) -> int:
+        """As `count_tokens`, but where blocks inside the language model look at tokens, those."""
+        return count_given(self.specs, self.connector, self.splice.marks, self.fit([image_size])[0])
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's."""

@@ -33,7 +33,9 @@ def run(args: argparse.Namespace) -> int:
         print_parts(f"stage {stage.name}: {_length(stage)}", stage.parts)
         sys.stdout.write(_memory(stage) + "\n")
     for (width, height), tokens in plan.tokens.items():
-        sys.stdout.write(f"an image of {width} x {height} pixels takes {tokens} tokens\n")
+        seen = plan.looked_at.get((width, height))
+        beside = f" token of the sequence; blocks look at {seen}" if seen is not None else " tokens"
+        sys.stdout.write(f"an image of {width} x {height} pixels takes {tokens}{beside}\n")
     for note in plan.notes:
         sys.stdout.write(f"note: {note}\n")
     return 0
