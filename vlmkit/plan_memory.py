@@ -55,10 +55,11 @@ def estimate(recipe: Recipe, stage: Stage, model: VLM) -> Memory:
     - weights 4 P: parameters are held in float32; those of 4-bit layers take 0.52 bytes each;
     - gradients 4 T, AdamW 8 T;
     - activations e R L (17 D n + V) + 8 R L V for R rows of L tokens, a language model of width D with n
-      blocks (those that a connector puts inside it among them) and V words, and e = 4 bytes in float32, else
-      2: 17 e is the 34 bytes of Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198; attention scores
-      left out, sdpa does not keep them), and 8 are the logits and their gradient in float32. With `gradient_checkpointing` 17 n becomes n + 17. A frozen model
-      counts too: gradients go through it. An encoder that trains adds 17 e D' n' for each of its tokens.
+      blocks (those that a connector puts inside it among them) and V words, and e = 4 bytes in float32,
+      else 2: 17 e is the 34 bytes of Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198; attention
+      scores left out, sdpa does not keep them), and 8 are the logits and their gradient in float32. With
+      `gradient_checkpointing` 17 n becomes n + 17. A frozen model counts too: gradients go through it. An
+      encoder that trains adds 17 e D' n' for each of its tokens.
 
     R is `micro_batch_size`, or else `batch_size`, as on one device; L is `max_length`, or else one image of
     640 x 480 pixels and 256 tokens of text. Kernels' buffers and fragmentation come on top.
