@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
+from transformers.trainer_pt_utils import get_module_class_from_name
 
 from vlmkit.assemble import assemble
 from vlmkit.data.sample import IMAGE, Message
@@ -12,7 +14,7 @@ from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.inject import decoder_layers
 from vlmkit.objectives import token_loss
 from vlmkit.recipe import Recipe, Stage
-from vlmkit.sight import windows
+from vlmkit.sight import Windows
 from vlmkit.splice import Marks, count_given
 from vlmkit.train.module import StageModule
 from vlmkit.train.stage import apply_stage, finish_stage, recompute_activations
@@ -127,10 +129,14 @@ def test_text_without_images_does_not_depend_on_the_batch(model, noise):
 def test_windows_with_numbers():
     """Markers at 1, 2 and 4: the latest image, and the latest run of images."""
     markers = torch.tensor([[0, 1, 1, 0, 1, 0]]).bool()
-    first, stop = windows(markers, run=False)
-    assert list(zip(*first.tolist(), *stop.tolist())) == [(0, 0), (0, 1), (1, 2), (1, 2), (2, 3), (2, 3)]
-    first, stop = windows(markers, run=True)
-    assert list(zip(*first.tolist(), *stop.tolist())) == [(0, 0), (0, 1), (0, 2), (0, 2), (2, 3), (2, 3)]
+    latest = [(0, 0), (0, 1), (1, 2), (1, 2), (2, 3), (2, 3)]
+    run = [(0, 0), (0, 1), (0, 2), (0, 2), (2, 3), (2, 3)]
+    for sees_run, wanted in ((False, latest), (True, run)):
+        for cut in range(7):
+            found = Windows.start(1, markers.device)
+            for part in (markers[:, :cut], markers[:, cut:]):
+                found = found.then(part, sees_run)
+            assert list(zip(*found.first_BL[:, 1:].tolist(), *found.stop_BL[:, 1:].tolist())) == wanted
 
 
 @pytest.mark.parametrize("cut", range(1, 9))
@@ -186,18 +192,22 @@ def gradients(model):
 
 def test_recomputed_activations_give_the_same_gradients(model, noise):
     """Two passes before one backward: a block must be computed again from what its own pass saw."""
+    model = copy.deepcopy(model)
 
     def grads():
         model.zero_grad()
         (loss(model, noise, TWO) + loss(model, noise, SIDE_BY_SIDE)).backward()
         return gradients(model)
 
+    calls = []
+    for block in model.connector.each().values():
+        block.register_forward_pre_hook(lambda *_: calls.append(1))
     model.train()
     plain = grads()
+    passes = len(calls)
     recompute_activations(model.language_model, True)
     again = grads()
-    recompute_activations(model.language_model, False)
-    model.eval()
+    assert len(calls) == 3 * passes
     assert plain.keys() == again.keys()
     assert all((plain[n] - again[n]).abs().max() <= 1e-5 * (1 + plain[n].abs().max()) for n in plain)
 
@@ -217,6 +227,56 @@ def test_adapters_go_into_the_language_model_alone(model, noise, tiny_recipe):
     assert (adapted - before).abs().max() > 1e-3
     finish_stage(model)
     assert (logits(model, batch) - adapted).abs().max() < 1e-4
+
+
+def test_all_layers_are_of_one_class(model):
+    """By their class FSDP wraps them one by one."""
+    layers = decoder_layers(model.language_model)
+    assert len({type(layer) for layer in layers}) == 1
+    named = get_module_class_from_name(model, type(layers[0]).__name__)
+    assert all(isinstance(layer, named) for layer in layers)
+
+
+def test_a_connector_that_peft_trains_whole_is_the_one_that_sees(model, noise):
+    batch = asked(model, noise, TWO)
+    before = logits(model, batch)
+    settings = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["connector"])
+    wrapped = get_peft_model(copy.deepcopy(model), settings)
+    assert torch.equal(logits(wrapped, batch), before)
+    wrapped(**batch).logits.sum().backward()
+    trained = {name for name, p in wrapped.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any("modules_to_save" in name and ".blocks." in name for name in trained)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "modules_to_save" in name:
+                parameter.zero_()
+    assert (logits(wrapped, batch) - before).abs().max() > 1e-3
+    assert wrapped.base_model.model.count_tokens((16, 16)) == 1
+
+
+def test_a_pickle_is_the_same_model(model, noise, tmp_path):
+    torch.save(model, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    batch = asked(model, noise, TWO)
+    assert torch.equal(logits(again, batch), logits(model, batch))
+
+
+def test_a_language_model_can_be_taken_over(model, noise):
+    """One that has blocks already gets those of its new model."""
+    batch = asked(model, noise, TWO)
+    taken = copy.deepcopy(model)
+    other = VLM(taken.config, list(taken.encoders), taken.language_model).eval()
+    other.connector.load_state_dict(model.connector.state_dict())
+    assert torch.equal(logits(other, batch), logits(model, batch))
+
+
+def test_blocks_may_compute_in_another_type_than_the_text(model, noise):
+    mixed = copy.deepcopy(model)
+    mixed.language_model.bfloat16()
+    batch = asked(model, noise, TWO)
+    found = logits(mixed, batch)
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - logits(model, batch)).abs().mean() < 0.1
 
 
 def test_a_copy_has_blocks_of_its_own(model, noise):
@@ -280,6 +340,24 @@ def test_rows_without_images_touch_every_parameter(model, make_sample, collate):
     model.zero_grad()
     module(collate(model, [make_sample("one", 1, ("say yes", "yes"))]))["next_token"][0].backward()
     assert without <= {name for name, p in model.named_parameters() if p.grad is None}
+
+
+@pytest.mark.parametrize("kept", range(1, 7))
+def test_a_cache_that_was_cut_forgets_what_came_after(model, noise, kept):
+    """The text goes on with other images than those that were cut off, or with none."""
+    batch = asked(model, noise, SIDE_BY_SIDE)
+    ids = batch["input_ids"]
+    with torch.no_grad():
+        cache = model(**batch, use_cache=True).past_key_values
+        cache.crop(kept - cache.get_seq_length())
+        seen = int((ids[:, :kept] == model.config.image_token_id).sum())
+        rest = model(input_ids=ids[:, kept:], past_key_values=cache, **rows_of(model, batch, slice(seen, 2)))
+        assert (rest.logits - logits(model, batch)[:, kept:]).abs().max() < 1e-5
+        cache.crop(kept - cache.get_seq_length())
+        text = ids[:, -2:]
+        found = model(input_ids=text, past_key_values=cache).logits
+        whole = {"input_ids": torch.cat([ids[:, :kept], text], 1), **rows_of(model, batch, slice(0, seen))}
+        assert (found - logits(model, whole)[:, -2:]).abs().max() < 1e-5
 
 
 def test_a_cache_that_knows_no_images_is_refused(model, noise):

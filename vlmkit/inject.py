@@ -1,8 +1,9 @@
 """Blocks before decoder layers of a language model whose parameters and their names stay as they are.
 
-A layer with a block gets a class of its own, as PyTorch's `fully_shard` does it: its parent is the layer's
-class, under the same name, and only what is called first differs. So the block runs outside of the layer's
-gradient checkpointing, and reads what is seen once, in the forward pass.
+A layer with a block gets another class, as PyTorch's `fully_shard` does it: its parent is the layer's class,
+under the same name, and only what is called first differs. So the block runs outside of the layer's gradient
+checkpointing, and reads what is seen once, in the forward pass. A layer knows its number alone; the block is
+that of the connector which this pass is made with.
 
 Shapes: B rows, L tokens, D width of the language model.
 """
@@ -20,20 +21,20 @@ from torch.utils.checkpoint import checkpoint
 
 from vlmkit.errors import UsageError
 from vlmkit.sight import Sight
-from vlmkit_connectors import InjectedBlock, LayerInjection
+from vlmkit_connectors import LayerInjection
 
 # Of the forward pass that is under way in this thread; a language model that runs on its own sees nothing.
-_SIGHT: ContextVar[Sight | None] = ContextVar("vlmkit_sight", default=None)
+_SEEN: ContextVar[tuple[LayerInjection, Sight] | None] = ContextVar("vlmkit_seen", default=None)
 
 
 @contextmanager
-def seeing(sight: Sight | None) -> Iterator[None]:
-    """Inside, the blocks of the language model that runs see this."""
-    token = _SIGHT.set(sight)
+def seeing(injection: LayerInjection, sight: Sight) -> Iterator[None]:
+    """Inside, the blocks run in the language model and see this."""
+    token = _SEEN.set((injection, sight))
     try:
         yield
     finally:
-        _SIGHT.reset(token)
+        _SEEN.reset(token)
 
 
 def inject(language_model: nn.Module, injection: LayerInjection) -> None:
@@ -43,12 +44,11 @@ def inject(language_model: nn.Module, injection: LayerInjection) -> None:
         UsageError: The decoder layers of this language model are not found.
     """
     layers = decoder_layers(language_model)
-    for number, block in injection.each().items():
+    for number in injection.each():
         layer = layers[number]
-        cls = type(layer)
-        # In a tuple: as a submodule the block would become a part of the language model.
-        layer.__dict__["_block_before"] = (number, block)
-        layer.__class__ = type(cls.__name__, (_Seeing, cls), {"__module__": cls.__module__})
+        layer.__dict__["_layer_number"] = number
+        if not isinstance(layer, _Seeing):
+            layer.__class__ = _seeing_class(type(layer))
 
 
 def decoder_layers(language_model: Any) -> nn.ModuleList:
@@ -76,17 +76,42 @@ class _Seeing:
         kwargs["hidden_states"] = _seen(self, kwargs["hidden_states"])
         return super().__call__(**kwargs)  # type: ignore[misc]
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # The class is made at run time: a pickle names the layer's own.
+        return _blank, (type(self).__mro__[2],), self.__dict__
+
+
+# One class for all layers of a kind: what picks layers by their class (FSDP) must find them all.
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _seeing_class(cls: type[nn.Module]) -> type[nn.Module]:
+    if cls not in _CLASSES:
+        _CLASSES[cls] = type(cls.__name__, (_Seeing, cls), {"__module__": cls.__module__})
+    return _CLASSES[cls]
+
+
+def _blank(cls: type[nn.Module]) -> nn.Module:
+    made = _seeing_class(cls)
+    return made.__new__(made)
+
 
 def _seen(layer: Any, hidden_BLD: Tensor) -> Tensor:
     """Hidden states after the layer's block."""
-    sight = _SIGHT.get()
-    if sight is None:
+    given = _SEEN.get()
+    if given is None:
         return hidden_BLD
-    block: InjectedBlock
-    number, block = layer.__dict__["_block_before"]
-    given = hidden_BLD, sight.memory[number], sight.seen_BLM
+    injection, sight = given
+    if hidden_BLD.shape[:-1] != sight.seen_BLM.shape[:-1]:
+        raise UsageError(
+            f"layers of {type(layer).__name__} take hidden states of shape {tuple(hidden_BLD.shape)}, and "
+            f"(rows, tokens, width) is needed, with {tuple(sight.seen_BLM.shape[:-1])} rows and tokens; use "
+            "another language model, or a connector whose tokens enter the sequence (mlp)"
+        )
+    number = layer.__dict__["_layer_number"]
+    block, seen = injection.each()[number], (hidden_BLD, sight.memory[number], sight.seen_BLM)
     if layer.training and getattr(layer, "gradient_checkpointing", False) and torch.is_grad_enabled():
-        out: Tensor = checkpoint(block, *given, use_reentrant=False)
+        out: Tensor = checkpoint(block, *seen, use_reentrant=False)
     else:
-        out = block(*given)
+        out = block(*seen)
     return out.to(hidden_BLD)

@@ -40,6 +40,12 @@ class Reading:
         """What the encoders state about themselves."""
         return [encoder.spec for encoder in self.encoders if isinstance(encoder, VisionEncoder)]
 
+    @property
+    def injection(self) -> LayerInjection | None:
+        """The connector, where it has blocks inside the language model."""
+        # Asked of the connector rather than of its class: PEFT's `modules_to_save` wraps it.
+        return None if self.connector.in_sequence else cast(LayerInjection, self.connector)
+
     def encode_images(self, pixel_values: Tensor, image_sizes: Tensor) -> list[VisionFeatures]:
         """What each encoder sees in the images of a batch.
 
@@ -107,12 +113,12 @@ class Reading:
         if features is not None:
             assert image_sizes is not None
             rows = self.image_tokens(features, image_sizes, self._questions(question_ids))
-        inside = not isinstance(self.connector, LayerInjection)
-        given = [sum(map(len, row)) if inside else len(row) for row in rows]
+        injection = self.injection
+        given = [sum(map(len, row)) if injection is None else len(row) for row in rows]
         self._check_counts(places_BL.sum(1).tolist(), given)
-        if isinstance(self.connector, LayerInjection):
-            marked_BLD = embeds_BLD + places_BL.unsqueeze(-1) * self.connector.marker_D
-            return Read(marked_BLD.to(embeds_BLD), see(self.connector, places_BL, rows, before))
+        if injection is not None:
+            marked_BLD = embeds_BLD + places_BL.unsqueeze(-1) * injection.marker_D
+            return Read(marked_BLD.to(embeds_BLD), see(injection, places_BL, rows, before))
         if features is None:
             return Read(embeds_BLD)
         tokens_ND = torch.cat([run for row in rows for run in row])
@@ -132,10 +138,10 @@ class Reading:
         read = self.read(input_ids, None, None, question_ids)
         first = None if question_ids is None else question_ids[:1]
         (runs,) = self.image_tokens(blank, size, self._questions(first))
-        if isinstance(self.connector, LayerInjection):
+        if self.injection is not None:
             none_BL = torch.zeros_like(input_ids, dtype=torch.bool)
             rows = [runs, *([] for _ in input_ids[1:])]
-            return Read(read.embeds_BLD, see(self.connector, none_BL, rows))
+            return Read(read.embeds_BLD, see(self.injection, none_BL, rows))
         return Read(read.embeds_BLD + 0.0 * torch.cat(runs).sum().to(read.embeds_BLD))
 
     def _questions(self, question_ids: Tensor | None) -> list[Tensor] | None:
@@ -154,33 +160,12 @@ class Reading:
         table = self.get_input_embeddings()
         return [table(ids[ids >= 0]) for ids in question_ids]
 
-    def _read_text(self, embeds_BLD: Tensor, before: Sight | None) -> Read:
-        """Embeddings without new images."""
-        if not isinstance(self.connector, LayerInjection):
+    def read_embeddings(self, embeds_BLD: Tensor, before: Sight | None = None) -> Read:
+        """Embeddings of text without new images."""
+        if self.injection is None:
             return Read(embeds_BLD)
         none_BL = torch.zeros(embeds_BLD.shape[:2], dtype=torch.bool, device=embeds_BLD.device)
-        return Read(embeds_BLD, see(self.connector, none_BL, [()] * len(embeds_BLD), before))
-
-    def _before(self, cache: Any, rows: int) -> Sight | None:
-        """What the text in a cache saw.
-
-        Raises:
-            VlmkitError: The connector needs to know, and the cache was not filled by this model, or its rows
-                were selected or repeated since.
-        """
-        if not isinstance(self.connector, LayerInjection):
-            return None
-        if not hasattr(cache, "vlmkit_sight"):
-            raise VlmkitError(
-                "the cache does not say which images its text saw; fill it by a forward pass of this model"
-            )
-        sight = cast(Sight, cache.vlmkit_sight)
-        if len(sight.images) != rows:
-            raise VlmkitError(
-                f"{rows} rows of text and a cache with {len(sight.images)} rows of images: its rows were "
-                "selected or repeated, and its images were not; generate from the images anew"
-            )
-        return sight
+        return Read(embeds_BLD, see(self.injection, none_BL, [()] * len(embeds_BLD), before))
 
     @staticmethod
     def _check_counts(placeholders: list[int], given: list[int]) -> None:

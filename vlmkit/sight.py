@@ -6,13 +6,66 @@ Shapes: B rows, L text tokens, M most image tokens of a row, W their width, N to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vlmkit.errors import VlmkitError
 from vlmkit_connectors import LayerInjection, Memory
+
+# The tokens (N, W) of each image of each row.
+Rows = tuple[tuple[Tensor, ...], ...]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The images that text tokens see, by their numbers in the row; one token that sees none is before all.
+
+    Attributes:
+        first_BL: The first image that each text token sees.
+        stop_BL: The image after the last one that it sees; none is seen where it is not above the first.
+        marker_BL: bool; which text tokens are markers.
+    """
+
+    first_BL: Tensor
+    stop_BL: Tensor
+    marker_BL: Tensor
+
+    @property
+    def length(self) -> int:
+        """Number of text tokens, without the one before them."""
+        return self.marker_BL.shape[1] - 1
+
+    def until(self, length: int) -> Windows:
+        """Of the first text tokens."""
+        stop = length + 1
+        return Windows(self.first_BL[:, :stop], self.stop_BL[:, :stop], self.marker_BL[:, :stop])
+
+    def then(self, marker_BL: Tensor, run: bool) -> Windows:
+        """With further text.
+
+        Args:
+            marker_BL: bool; the further tokens that are markers.
+            run: Whether all images count whose markers stand side by side, up to the token itself; else the
+                last one.
+        """
+        stop_BL = self.stop_BL[:, -1:] + marker_BL.long().cumsum(1)
+        first_BL = (stop_BL - 1).clamp(min=0)
+        if run:
+            starts_BL = marker_BL & ~torch.cat([self.marker_BL[:, -1:], marker_BL[:, :-1]], dim=1)
+            first_BL = torch.where(starts_BL, first_BL, 0).cummax(1).values
+            first_BL = torch.maximum(first_BL, self.first_BL[:, -1:])
+        new = ((self.first_BL, first_BL), (self.stop_BL, stop_BL), (self.marker_BL, marker_BL))
+        return Windows(*(torch.cat(parts, dim=1) for parts in new))
+
+    @classmethod
+    def start(cls, rows: int, device: torch.device) -> Windows:
+        """Of no text."""
+        none_B1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        return cls(none_B1, none_B1, none_B1.bool())
 
 
 @dataclass(frozen=True)
@@ -25,23 +78,31 @@ class Sight:
         memory: Keys and values by the number of the decoder layer.
         images: The tokens (N, W) of each image, row by row.
         image_of_BM: Number of the image, in its row, that a token belongs to; -1 is padding.
-        first_BL: The first image that each text token sees.
-        stop_BL: The image after the last one that it sees; none is seen where it is not above the first.
-        marker_BL: Which text tokens are markers.
+        windows: Of all text so far, that in the cache too.
+        new: Tokens of text at the end that this pass reads.
     """
 
     memory: dict[int, Memory]
-    images: tuple[tuple[Tensor, ...], ...]
+    images: Rows
     image_of_BM: Tensor
-    first_BL: Tensor
-    stop_BL: Tensor
-    marker_BL: Tensor
+    windows: Windows
+    new: int
 
     @cached_property
     def seen_BLM(self) -> Tensor:
-        """bool: which image tokens each text token may look at."""
+        """bool: which image tokens each text token of this pass may look at."""
+        first_BL, stop_BL = self.windows.first_BL[:, -self.new :], self.windows.stop_BL[:, -self.new :]
         image_B1M = self.image_of_BM[:, None]
-        return (image_B1M >= self.first_BL[..., None]) & (image_B1M < self.stop_BL[..., None])
+        return (image_B1M >= first_BL[..., None]) & (image_B1M < stop_BL[..., None])
+
+    def until(self, length: int) -> Sight:
+        """What the first `length` text tokens saw, with the images whose markers are among them."""
+        if length == self.windows.length:
+            return self
+        windows = self.windows.until(length)
+        counts = windows.stop_BL[:, -1].tolist()
+        images = tuple(own[:count] for own, count in zip(self.images, counts, strict=True))
+        return replace(self, windows=windows, images=images)
 
 
 @dataclass(frozen=True)
@@ -71,35 +132,44 @@ def see(
         images: Tokens (N, W) of the new images of each row.
         before: Of the text in the cache.
     """
-    first_BL, stop_BL = windows(marker_BL, injection.sees_run, before)
-    if before is None or any(images):
-        known = before.images if before else ((),) * len(images)
-        images = [(*old, *new) for old, new in zip(known, images, strict=True)]
-        memory, image_of_BM = remember(injection, images, marker_BL)
-    else:
-        memory, images, image_of_BM = before.memory, before.images, before.image_of_BM
-    return Sight(memory, _frozen(images), image_of_BM, first_BL, stop_BL, marker_BL)
+    windows = before.windows if before else Windows.start(len(marker_BL), marker_BL.device)
+    later, new = windows.then(marker_BL, injection.sees_run), marker_BL.shape[1]
+    if before is not None and not any(images):
+        return replace(before, windows=later, new=new)
+    known: Rows = before.images if before else ((),) * len(images)
+    together = tuple((*old, *own) for old, own in zip(known, images, strict=True))
+    memory, image_of_BM = remember(injection, together, marker_BL)
+    return Sight(memory, together, image_of_BM, later, new)
 
 
-def windows(marker_BL: Tensor, run: bool, before: Sight | None = None) -> tuple[Tensor, Tensor]:
-    """The images that each text token sees, as `Sight.first_BL` and `Sight.stop_BL`.
+def keep(cache: Any, sight: Sight) -> None:
+    """Let what its text saw go where a cache goes."""
+    cache.vlmkit_sight = sight
+
+
+def recall(cache: Any, rows: int) -> Sight:
+    """What the text in a cache saw, also where the cache was cut since.
+
+    Rows that changed places cannot be told: beam search changes them among those of one prompt only.
 
     Args:
-        marker_BL: bool.
-        run: Whether all images count whose markers stand side by side, up to the token itself.
-        before: Of the text in the cache.
+        cache: Of `transformers`.
+        rows: Rows of the text that goes on.
+
+    Raises:
+        VlmkitError: The cache was not filled by this model, or its rows were selected or repeated since.
     """
-    none_B1 = marker_BL.new_zeros(len(marker_BL), 1, dtype=torch.long)
-    last = (none_B1, none_B1, none_B1.bool())
-    if before is not None:
-        last = (before.first_BL[:, -1:], before.stop_BL[:, -1:], before.marker_BL[:, -1:])
-    first_B1, stop_B1, marked_B1 = last
-    stop_BL = stop_B1 + marker_BL.long().cumsum(1)
-    if not run:
-        return (stop_BL - 1).clamp(min=0), stop_BL
-    starts_BL = marker_BL & ~torch.cat([marked_B1, marker_BL[:, :-1]], dim=1)
-    first_BL = torch.where(starts_BL, stop_BL - 1, 0).cummax(1).values
-    return torch.maximum(first_BL, first_B1), stop_BL
+    sight: Sight | None = getattr(cache, "vlmkit_sight", None)
+    if sight is None or cache.get_seq_length() > sight.windows.length:
+        raise VlmkitError(
+            "the cache does not say which images its text saw; fill it by a forward pass of this model"
+        )
+    if len(sight.images) != rows:
+        raise VlmkitError(
+            f"{rows} rows of text and a cache with {len(sight.images)} rows of images: its rows were "
+            "selected or repeated, and its images were not; generate from the images anew"
+        )
+    return sight.until(cache.get_seq_length())
 
 
 def remember(
@@ -123,7 +193,3 @@ def remember(
             image_of_BM[b, : sum(counts[b])] = numbers.to(image_of_BM)
     memory = {layer: block.remember(tokens_BMW) for layer, block in injection.each().items()}
     return memory, image_of_BM
-
-
-def _frozen(images: Sequence[Sequence[Tensor]]) -> tuple[tuple[Tensor, ...], ...]:
-    return tuple(tuple(own) for own in images)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +51,10 @@ class Marks:
 
 def streams(specs: Sequence[VisionSpec], connector: Connector | Groups) -> list[Stream]:
     """The runs of tokens that an image gives: one, or one an encoder; the first encoder's rules lead."""
-    if isinstance(connector, Groups):
-        return list(zip(specs, connector.each(), strict=True))
-    return [(specs[0], connector)]
+    # Asked of the connector rather than of its class: PEFT's `modules_to_save` wraps it.
+    if connector.for_each:
+        return list(zip(specs, cast(Groups, connector).each(), strict=True))
+    return [(specs[0], cast(Connector, connector))]
 
 
 def count_tokens(
@@ -73,7 +75,7 @@ def count_tokens(
         UsageError: Rows are needed, of tiles or for separators, and the connector's tokens form none.
     """
     # Blocks inside the language model look at the tokens: in the sequence there is a marker.
-    return 1 if isinstance(connector, LayerInjection) else count_given(specs, connector, marks, image)
+    return count_given(specs, connector, marks, image) if connector.in_sequence else 1
 
 
 def count_given(

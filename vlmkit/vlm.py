@@ -7,6 +7,7 @@ of a row, N image tokens of the batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, Self, cast
 
 import torch
@@ -26,9 +27,8 @@ from vlmkit.messages import ImageSource
 from vlmkit.objectives import token_loss
 from vlmkit.processor import Processor
 from vlmkit.reading import Reading
-from vlmkit.sight import Read
+from vlmkit.sight import Read, keep, recall
 from vlmkit.splice import Marks, Splice, count_given, count_tokens, fit_images, streams
-from vlmkit_connectors import LayerInjection
 
 # What must be asked of the hub alike for weights and tokenizer.
 HUB = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
@@ -71,8 +71,8 @@ class VLM(Reading, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.connector = build_connector(config, self.specs)
         lanes, marks = streams(self.specs, self.connector), Marks(**config.splice)
         self.splice = Splice(lanes, config.text_config.hidden_size, marks)
-        if isinstance(self.connector, LayerInjection):
-            inject(language_model, self.connector)
+        if self.injection is not None:
+            inject(language_model, self.injection)
         self._processor: Processor | None = None
         self.post_init()
 
@@ -180,11 +180,11 @@ class VLM(Reading, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             # Eager attention adds the mask, and would silently misread a boolean one.
             mask = mask_B1LL if attention == "sdpa" else additive(mask_B1LL, read.embeds_BLD.dtype)
             kwargs["attention_mask"] = mask
-        with seeing(read.sight):
+        injection, sight = self.injection, read.sight
+        with seeing(injection, sight) if injection and sight else nullcontext():
             output: CausalLMOutputWithPast = self.language_model(inputs_embeds=read.embeds_BLD, **kwargs)
-        if read.sight is not None and output.past_key_values is not None:
-            # Where the cache goes, what its text saw goes with it.
-            output.past_key_values.vlmkit_sight = read.sight
+        if sight and output.past_key_values is not None:
+            keep(output.past_key_values, sight)
         return output
 
     def forward(
@@ -193,6 +193,7 @@ class VLM(Reading, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         pixel_values: Tensor | None = None,
         image_sizes: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
         question_ids: Tensor | None = None,
@@ -208,6 +209,7 @@ class VLM(Reading, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             pixel_values: (B, P) normalised pixels of each row's views, flat, as the processor gives them.
             image_sizes: (B, K, 3) width, height and level of each row's images; 0 is padding.
             inputs_embeds: (B, L, D) instead of `input_ids`, without images.
+            attention_mask: (B, L), 0 on padding. Named here so that `generate` knows what a cache holds.
             position_ids: (B, L). Named here so that `generate` derives them from the mask: language models
                 with absolute positions would count the padding on the left.
             past_key_values: What is cached; image placeholders need the pixels of their images with them.
@@ -215,20 +217,22 @@ class VLM(Reading, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             branches: (B, L) branch of each token in prefix-packed rows: 0 the prefix, -1 padding.
             labels: (B, L), unshifted, -100 where nothing is supervised; gives a `loss`.
             loss_weights: (B, L) weight of each label; 1 where absent.
-            **kwargs: For the language model: `attention_mask`, `use_cache`, `logits_to_keep`, ...
+            **kwargs: For the language model: `use_cache`, `logits_to_keep`, ...
         """
         cached = past_key_values is not None and past_key_values.get_seq_length() > 0
         given = input_ids if inputs_embeds is None else inputs_embeds
         assert given is not None
-        before = self._before(past_key_values, len(given)) if cached else None
+        before = recall(past_key_values, len(given)) if cached and self.injection is not None else None
         if inputs_embeds is not None:
-            read = self._read_text(inputs_embeds, before)
+            read = self.read_embeddings(inputs_embeds, before)
         else:
             features = None
             if pixel_values is not None and image_sizes is not None:
                 features = self.encode_images(pixel_values, image_sizes)
             read = self.read(given, features, image_sizes, question_ids, before)
         kept = {"position_ids": position_ids, "past_key_values": past_key_values}
+        if attention_mask is not None:
+            kept["attention_mask"] = attention_mask
         output = self.decode(read, branches, **kept, **kwargs)
         if labels is not None:
             if loss_weights is None:

@@ -97,10 +97,14 @@ class Connector(nn.Module, ABC):
     Attributes:
         source: The paper and its address, one line.
         reads_text: Whether image tokens depend on the question; the model then hands it to `forward`.
+        in_sequence: Whether the tokens enter the sequence; those of a `LayerInjection` do not.
+        for_each: Whether it is one connector for each encoder (`Groups`).
     """
 
     source: ClassVar[str] = ""
     reads_text: bool = False
+    in_sequence: ClassVar[bool] = True
+    for_each: ClassVar[bool] = False
 
     @classmethod
     def tiny_options(cls) -> dict[str, Any]:
@@ -171,6 +175,7 @@ class LayerInjection(Connector):
             else only the last one, as in Flamingo. Earlier images are never seen.
     """
 
+    in_sequence = False
     sees_run: bool = False
 
     def __init__(self, text_width: int, seen_width: int) -> None:

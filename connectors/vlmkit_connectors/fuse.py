@@ -7,6 +7,7 @@ D width of the language model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +107,9 @@ class Groups(nn.ModuleList):
 
     Each encoder keeps its own layout and grids, so this is no `Connector` for one grid.
     """
+
+    in_sequence: ClassVar[bool] = True
+    for_each: ClassVar[bool] = True
 
     def each(self) -> list[Connector]:
         """The connectors, one an encoder."""
