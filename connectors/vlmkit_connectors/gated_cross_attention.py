@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmkit_connectors.attention import check_sizes
+from vlmkit_connectors.attention import attend, split_heads
 from vlmkit_connectors.base import (
     Grid,
     ImageTokens,
@@ -22,7 +22,9 @@ from vlmkit_connectors.base import (
     Questions,
     VisionFeatures,
 )
-from vlmkit_connectors.cross_attention import Media, Resampler, add_gated, look, places, split_heads
+from vlmkit_connectors.checks import check_sizes
+from vlmkit_connectors.cross_attention import Media, Resampler, add_gated, places
+from vlmkit_connectors.layers import mlp_layers
 
 
 class GatedCrossAttention(LayerInjection):
@@ -61,11 +63,11 @@ class GatedCrossAttention(LayerInjection):
         head_dim: int = 64,
         ff_mult: int = 4,
     ) -> None:
-        super().__init__(text_width, sum(vision_widths))
-        check_sizes("gated_cross_attention", heads=heads, head_dim=head_dim, ff_mult=ff_mult)
-        seen = sum(vision_widths)
-        self.media = Media(seen, resampler, num_latents, depth, heads, head_dim, ff_mult)
-        for layer in places(text_layers, every):
+        seen, name = sum(vision_widths), "gated_cross_attention"
+        super().__init__(text_width, seen)
+        check_sizes(name, heads=heads, head_dim=head_dim, ff_mult=ff_mult)
+        self.media = Media(name, seen, resampler, num_latents, depth, heads, head_dim, ff_mult)
+        for layer in places(name, text_layers, every):
             self.blocks[str(layer)] = FlamingoBlock(text_width, seen, heads, head_dim, ff_mult)
 
     @classmethod
@@ -104,12 +106,8 @@ class FlamingoBlock(InjectedBlock):
         super().__init__()
         self.attn = MaskedCrossAttention(text_width, media_width, heads, head_dim)
         self.attn_gate = nn.Parameter(torch.empty(1))
-        self.ff = nn.Sequential(
-            nn.LayerNorm(text_width),
-            nn.Linear(text_width, ff_mult * text_width, bias=False),
-            nn.GELU(),
-            nn.Linear(ff_mult * text_width, text_width, bias=False),
-        )
+        inside = mlp_layers([text_width, ff_mult * text_width, text_width], bias=False)
+        self.ff = nn.Sequential(nn.LayerNorm(text_width), *inside)
         self.ff_gate = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
@@ -146,5 +144,5 @@ class MaskedCrossAttention(nn.Module):
     def forward(self, hidden_BLD: Tensor, memory: Memory, seen_BLM: Tensor) -> Tensor:
         """What each text token sees, (B, L, D)."""
         queries = split_heads(self.to_q(self.norm(hidden_BLD)), self.heads)
-        looked_BLD: Tensor = self.to_out(look(queries, memory, seen_BLM))
+        looked_BLD: Tensor = self.to_out(attend(queries, memory, seen_BLM))
         return looked_BLD

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
 from vlmkit_connectors.base import Connector, Grid, ImageTokens, Questions, VisionFeatures
+from vlmkit_connectors.checks import check_one_of
 from vlmkit_connectors.conv import SqueezeExcite, depthwise, pointwise
 from vlmkit_connectors.fuse import concat_encoders
-from vlmkit_connectors.views import map_grids
+from vlmkit_connectors.layers import mlp_layers
+from vlmkit_connectors.views import map_grids, shrink
+
+Variant = Literal["v1", "v2"]
 
 
 class InvertedResidual(nn.Module):
@@ -66,21 +70,16 @@ class LDPConnector(Connector):
     Args:
         vision_widths: Width of each encoder; several are concatenated.
         text_width: Width of the language model's embeddings.
-        version: Which projector.
+        variant: Which projector, `v1` or `v2`.
     """
 
     source = "MobileVLM, https://arxiv.org/abs/2312.16886, and V2, https://arxiv.org/abs/2402.03766"
 
-    def __init__(
-        self, vision_widths: Sequence[int], text_width: int, version: Literal["v1", "v2"] = "v2"
-    ) -> None:
+    def __init__(self, vision_widths: Sequence[int], text_width: int, variant: Variant = "v2") -> None:
         super().__init__()
-        if version not in ("v1", "v2"):
-            raise ValueError(f"ldp connector: found version={version!r}; possible: v1, v2")
-        self.mlp = nn.Sequential(
-            nn.Linear(sum(vision_widths), text_width), nn.GELU(), nn.Linear(text_width, text_width)
-        )
-        if version == "v1":
+        check_one_of("ldp", "variant", variant, get_args(Variant))
+        self.mlp = mlp_layers([sum(vision_widths), text_width, text_width])
+        if variant == "v1":
             self.down = nn.Sequential(InvertedResidual(text_width, 1), InvertedResidual(text_width, 2))
         else:
             self.down = nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), PositionalConv(text_width))
@@ -91,7 +90,7 @@ class LDPConnector(Connector):
 
     def token_grid(self, grid: Grid) -> Grid:
         """See `Connector.token_grid`: ceil(rows / 2) by ceil(columns / 2)."""
-        return math.ceil(grid[0] / 2), math.ceil(grid[1] / 2)
+        return shrink(grid, 2)
 
     def forward(self, features: Sequence[VisionFeatures], text: Questions | None = None) -> ImageTokens:
         """See `Connector.forward`; the question is not looked at."""

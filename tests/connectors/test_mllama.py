@@ -11,7 +11,8 @@ from transformers.models.mllama.modeling_mllama import (
 )
 
 from vlmkit_connectors import MllamaCrossAttention
-from vlmkit_connectors.mllama_block import MllamaBlock, RMSNorm
+from vlmkit_connectors.layers import RMSNorm
+from vlmkit_connectors.mllama_block import MllamaBlock
 
 WIDTH, HEADS, KV_HEADS, INSIDE = 16, 4, 2, 24
 ROWS, TEXT, IMAGES, TILES, PATCHES = 2, 6, 2, 2, 3
@@ -133,7 +134,7 @@ def test_blocks_before_llamas_layers_are_mllamas_stack(rough, scene):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_norm_rounds_as_theirs(rough, dtype):
     theirs = rough(MllamaTextRMSNorm(WIDTH, eps=1e-5)).to(dtype)
-    ours = RMSNorm(WIDTH).to(dtype)
+    ours = RMSNorm(WIDTH, 1e-5).to(dtype)
     ours.load_state_dict(theirs.state_dict())
     x = 3 * torch.randn(50, WIDTH, generator=torch.Generator().manual_seed(8)).to(dtype)
     assert torch.equal(ours(x), theirs(x))

@@ -74,7 +74,7 @@ def test_it_equals_internvls(grid, factor):
 @torch.no_grad()
 def test_it_equals_idefics3s_and_smolvlms(config, original, factor):
     theirs, patches = idefics(config, original, factor), images((12, 12))
-    connector = PixelShuffleConnector([6], 8, factor=factor, projector="idefics3")
+    connector = PixelShuffleConnector([6], 8, factor=factor, variant="idefics3")
     connector.projector.load_state_dict(theirs.modality_projection.proj.state_dict())
     expected = theirs(patches.flatten(1, 2)).flatten(0, 1)
     assert (connector([as_features(patches)]).tokens_ND - expected).abs().max() < 1e-5
