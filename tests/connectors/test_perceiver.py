@@ -50,10 +50,10 @@ def flamingo_by_hand(weights, view_NV, depth, heads, head_dim):
 
 
 @pytest.mark.parametrize(("depth", "heads", "head_dim"), [(2, 3, None), (3, 2, 5), (1, 1, 4)])
-def test_flamingo_equals_its_formulas(depth, heads, head_dim, features, rough):
+def test_flamingo_equals_its_formulas(depth, heads, head_dim, features, roughen):
     """Exactly in float64; in float32 up to rounding."""
     options = {"num_latents": 5, "depth": depth, "heads": heads, "head_dim": head_dim}
-    connector, seen = rough(PerceiverConnector([V], D, **options)), features(GRIDS, V)
+    connector, seen = roughen(PerceiverConnector([V], D, **options)), features(GRIDS, V)
     single = connector([seen]).tokens_ND
     connector.double()
     seen = VisionFeatures(seen.patches_TV.double(), seen.grids_I2, seen.image_of_view_I)
@@ -95,7 +95,7 @@ def test_the_published_sizes_of_openflamingo():
 
 
 @pytest.fixture(scope="module")
-def idefics2(rough):
+def idefics2(roughen):
     """transformers' connector: 4 heads of 6 for a width of 16, two of keys."""
     sizes = {"resampler_n_latents": 5, "resampler_depth": 2, "resampler_n_heads": 4, "resampler_head_dim": 6}
     config = Idefics2Config(
@@ -103,7 +103,7 @@ def idefics2(rough):
         text_config={"model_type": "mistral", "hidden_size": D, "intermediate_size": 24, "vocab_size": 4},
         perceiver_config={"hidden_size": D, "num_key_value_heads": 2, **sizes},
     )
-    return rough(Idefics2Connector(config)).eval()
+    return roughen(Idefics2Connector(config)).eval()
 
 
 def gated(theirs, name):

@@ -78,9 +78,9 @@ def padded(rows):
 
 
 @torch.no_grad()
-def test_it_equals_blip2(seen, rough):
-    model = rough(Blip2QFormerModel(Blip2QFormerConfig(**SIZES))).eval()
-    projection = rough(nn.Linear(W, D), seed=1)
+def test_it_equals_blip2(seen, roughen):
+    model = roughen(Blip2QFormerModel(Blip2QFormerConfig(**SIZES))).eval()
+    projection = roughen(nn.Linear(W, D), seed=1)
     queries = torch.randn(Q, W, generator=torch.Generator().manual_seed(3))
     patches, mask = padded(seen.views())
     theirs = projection(
@@ -107,9 +107,9 @@ def test_it_equals_blip2(seen, rough):
 
 
 @pytest.fixture(scope="module")
-def instruct(rough):
+def instruct(roughen):
     sizes = {**SIZES, "vocab_size": 20, "max_position_embeddings": 9}
-    return rough(InstructBlipQFormerModel(InstructBlipQFormerConfig(**sizes))).eval()
+    return roughen(InstructBlipQFormerModel(InstructBlipQFormerConfig(**sizes))).eval()
 
 
 @pytest.fixture
