@@ -22,27 +22,6 @@ from vlmkit_connectors.layers import mlp_layers
 from vlmkit_connectors.views import map_grids
 
 
-class RegNetBlock(nn.Module):
-    """RegNet's bottleneck block as Honeybee sets it up: layer norms, SiLU, depthwise 3 x 3, no narrow middle.
-
-    RegNet is Radosavovic et al. 2020 (https://arxiv.org/abs/2003.13678); its own blocks have batch norms.
-    """
-
-    def __init__(self, seen: int, width: int) -> None:
-        super().__init__()
-        self.enter = pointwise(seen, width, nn.SiLU())
-        self.spatial = depthwise(width, nn.SiLU())
-        # A quarter of what enters the block, not of its own width.
-        self.weigh = SqueezeExcite(width, max(round(seen / 4), 1), nn.SiLU(), nn.Sigmoid())
-        self.leave = pointwise(width, width)
-        self.shortcut = nn.Identity() if seen == width else pointwise(seen, width)
-
-    def forward(self, picture_IVRC: Tensor) -> Tensor:
-        """(I, V, R, C) to (I, W, R, C)."""
-        inner_IWRC = self.leave(self.weigh(self.spatial(self.enter(picture_IVRC))))
-        return F.silu(inner_IWRC + self.shortcut(picture_IVRC))
-
-
 class CAbstractorConnector(Connector):
     """Convolutions, average pooling to a small grid, convolutions, then an MLP.
 
@@ -124,6 +103,27 @@ class CAbstractorConnector(Connector):
         coarse_IWRC = F.adaptive_avg_pool2d(fine_IWRC, self.token_grid((rows, cols)))
         tokens_INW: Tensor = self.after(coarse_IWRC).flatten(2).transpose(1, 2)
         return tokens_INW
+
+
+class RegNetBlock(nn.Module):
+    """RegNet's bottleneck block as Honeybee sets it up: layer norms, SiLU, depthwise 3 x 3, no narrow middle.
+
+    RegNet is Radosavovic et al. 2020 (https://arxiv.org/abs/2003.13678); its own blocks have batch norms.
+    """
+
+    def __init__(self, seen: int, width: int) -> None:
+        super().__init__()
+        self.enter = pointwise(seen, width, nn.SiLU())
+        self.spatial = depthwise(width, nn.SiLU())
+        # A quarter of what enters the block, not of its own width.
+        self.weigh = SqueezeExcite(width, max(round(seen / 4), 1), nn.SiLU(), nn.Sigmoid())
+        self.leave = pointwise(width, width)
+        self.shortcut = nn.Identity() if seen == width else pointwise(seen, width)
+
+    def forward(self, picture_IVRC: Tensor) -> Tensor:
+        """(I, V, R, C) to (I, W, R, C)."""
+        inner_IWRC = self.leave(self.weigh(self.spatial(self.enter(picture_IVRC))))
+        return F.silu(inner_IWRC + self.shortcut(picture_IVRC))
 
 
 def _stage(depth: int, seen: int, width: int) -> nn.Sequential:

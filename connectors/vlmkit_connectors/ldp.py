@@ -22,41 +22,6 @@ from vlmkit_connectors.views import map_grids, shrink
 Variant = Literal["v1", "v2"]
 
 
-class InvertedResidual(nn.Module):
-    """MobileNetV3's block as MobileVLM sets it up: layer norms instead of batch norms, no wide middle.
-
-    MobileNetV3 is Howard et al. 2019 (https://arxiv.org/abs/1905.02244). With a stride there is no shortcut.
-    """
-
-    def __init__(self, width: int, stride: int) -> None:
-        super().__init__()
-        self.spatial = depthwise(width, nn.Hardswish(), stride)
-        self.weigh = SqueezeExcite(width, _by_eight(width // 4), nn.ReLU(), nn.Hardsigmoid())
-        self.leave = pointwise(width, width)
-        self.residual = stride == 1
-
-    def forward(self, picture_IDRC: Tensor) -> Tensor:
-        """(I, D, R, C) to (I, D, ceil(R / stride), ceil(C / stride))."""
-        inner: Tensor = self.leave(self.weigh(self.spatial(picture_IDRC)))
-        return picture_IDRC + inner if self.residual else inner
-
-
-class PositionalConv(nn.Module):
-    """PEG: a depthwise 3 x 3 convolution, added to its input (Chu et al. 2021, https://arxiv.org/abs/2102.10882).
-
-    Places learn where they are from the zeros around the grid.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1, groups=width)
-
-    def forward(self, picture_IDRC: Tensor) -> Tensor:
-        """(I, D, R, C) to the same shape."""
-        moved: Tensor = self.conv(picture_IDRC)
-        return picture_IDRC + moved
-
-
 class LDPConnector(Connector):
     """MobileVLM's projectors: an MLP, then convolutions on ceil(rows / 2) by ceil(columns / 2) tokens.
 
@@ -100,6 +65,41 @@ class LDPConnector(Connector):
         """(I, R, C, V) to (I, N, D)."""
         tokens_IND: Tensor = self.down(self.mlp(patches_IRCV).movedim(-1, 1)).flatten(2).transpose(1, 2)
         return tokens_IND
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV3's block as MobileVLM sets it up: layer norms instead of batch norms, no wide middle.
+
+    MobileNetV3 is Howard et al. 2019 (https://arxiv.org/abs/1905.02244). With a stride there is no shortcut.
+    """
+
+    def __init__(self, width: int, stride: int) -> None:
+        super().__init__()
+        self.spatial = depthwise(width, nn.Hardswish(), stride)
+        self.weigh = SqueezeExcite(width, _by_eight(width // 4), nn.ReLU(), nn.Hardsigmoid())
+        self.leave = pointwise(width, width)
+        self.residual = stride == 1
+
+    def forward(self, picture_IDRC: Tensor) -> Tensor:
+        """(I, D, R, C) to (I, D, ceil(R / stride), ceil(C / stride))."""
+        inner: Tensor = self.leave(self.weigh(self.spatial(picture_IDRC)))
+        return picture_IDRC + inner if self.residual else inner
+
+
+class PositionalConv(nn.Module):
+    """PEG: a depthwise 3 x 3 convolution, added to its input (Chu et al. 2021, https://arxiv.org/abs/2102.10882).
+
+    Places learn where they are from the zeros around the grid.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1, groups=width)
+
+    def forward(self, picture_IDRC: Tensor) -> Tensor:
+        """(I, D, R, C) to the same shape."""
+        moved: Tensor = self.conv(picture_IDRC)
+        return picture_IDRC + moved
 
 
 def _by_eight(width: int) -> int:

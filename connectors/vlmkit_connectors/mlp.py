@@ -20,7 +20,7 @@ from vlmkit_connectors.views import map_grids, shrink
 
 
 class MLPConnector(Connector):
-    """`depth` linear layers with exact GELU between them, applied to every patch.
+    """Linear layers with exact GELU between them, applied to every patch.
 
     `depth=2, pool=1` is LLaVA 1.5's `mlp2x_gelu` (Liu et al. 2023, https://arxiv.org/abs/2310.03744),
     `depth=1` LLaVA's single linear layer, `depth=3, expansion=4` Prismatic's projector of fused encoders

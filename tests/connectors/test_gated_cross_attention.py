@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from vlmkit_connectors import GatedCrossAttention
-from vlmkit_connectors.gated_cross_attention import FlamingoBlock
+from vlmkit_connectors.flamingo_block import FlamingoBlock
 
 
 def filled(block, **weights):

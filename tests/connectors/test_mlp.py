@@ -7,7 +7,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from vlmkit_connectors import MLPConnector, VisionFeatures, concat_encoders
+from vlmkit_connectors import MLPConnector, VisionFeatures
 
 MIXED = [(4, 4), (3, 5), (1, 7), (5, 1), (2, 2)]
 
@@ -73,14 +73,6 @@ def test_it_equals_llavas_projector(llava, features):
 def test_depth_counts_linear_layers_with_gelu_between(depth):
     names = [type(layer).__name__ for layer in MLPConnector([6], 8, depth=depth).layers]
     assert names == (["Linear", "GELU"] * depth)[:-1]
-
-
-def test_several_encoders_are_concatenated_channel_by_channel(features):
-    one, other = features([(2, 3), (1, 2)], 6), features([(2, 3), (1, 2)], 4, seed=1)
-    fused = concat_encoders([one, other])
-    assert torch.equal(fused.patches_TV, torch.cat([one.patches_TV, other.patches_TV], 1))
-    assert MLPConnector([6, 4], 8)([one, other]).tokens_ND.shape == (8, 8)
-    assert concat_encoders([one]) is one
 
 
 @pytest.mark.parametrize(
