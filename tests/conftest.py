@@ -231,7 +231,7 @@ def roughen():
             for name, parameter in sorted(model.named_parameters()):
                 random = torch.randn(parameter.shape, generator=generator)
                 scale = 1.5 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.2
-                parameter.copy_(random * scale + (parameter.ndim == 1 and "norm" in name))
+                parameter.copy_(random * scale + (parameter.ndim == 1 and "norm" in name.lower()))
         return model
 
     return fill

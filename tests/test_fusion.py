@@ -164,5 +164,5 @@ def test_a_newline_is_there_for_those_who_write_one(build):
 
 def test_a_connector_s_own_complaint_is_the_users(tiny_recipe):
     recipe = tiny_recipe(connector={"depth": 1, "expansion": 4})
-    with pytest.raises(UsageError, match="expansion is of a hidden layer"):
+    with pytest.raises(UsageError, match="found expansion=4 with depth=1, which has no hidden layer"):
         assemble(recipe)

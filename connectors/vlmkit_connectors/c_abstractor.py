@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,38 +15,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmkit_connectors.base import Connector, Grid, ImageTokens, Questions, VisionFeatures
+from vlmkit_connectors.checks import check_sizes, square_side
 from vlmkit_connectors.conv import SqueezeExcite, depthwise, pointwise
-from vlmkit_connectors.fuse import concat_encoders
+from vlmkit_connectors.fuse import concat_encoders, resize
+from vlmkit_connectors.layers import mlp_layers
 from vlmkit_connectors.views import map_grids
 
 
-class RegNetBlock(nn.Module):
-    """RegNet's bottleneck block as Honeybee sets it up: layer norms, SiLU, depthwise 3 x 3, no narrow middle.
-
-    RegNet is Radosavovic et al. 2020 (https://arxiv.org/abs/2003.13678); its own blocks have batch norms.
-    """
-
-    def __init__(self, seen: int, width: int) -> None:
-        super().__init__()
-        self.enter = pointwise(seen, width, nn.SiLU())
-        self.spatial = depthwise(width, nn.SiLU())
-        # A quarter of what enters the block, not of its own width.
-        self.weigh = SqueezeExcite(width, max(round(seen / 4), 1), nn.SiLU(), nn.Sigmoid())
-        self.leave = pointwise(width, width)
-        self.shortcut = nn.Identity() if seen == width else pointwise(seen, width)
-
-    def forward(self, picture_IVRC: Tensor) -> Tensor:
-        """(I, V, R, C) to (I, W, R, C)."""
-        inner_IWRC = self.leave(self.weigh(self.spatial(self.enter(picture_IVRC))))
-        return F.silu(inner_IWRC + self.shortcut(picture_IVRC))
-
-
 class CAbstractorConnector(Connector):
-    """Honeybee's C-Abstractor (Cha et al. 2023, https://arxiv.org/abs/2312.06742).
+    """Convolutions, average pooling to a small grid, convolutions, then an MLP.
 
-    `depth` RegNet blocks, adaptive average pooling to a grid of at most sqrt(tokens) by sqrt(tokens), `depth`
-    blocks, and an MLP with SiLU. The defaults are those published with CLIP ViT-L/14 at 224 pixels: 16 x 16
-    patches and `width` 1024, its own, become 144 tokens.
+    Honeybee's C-Abstractor (Cha et al. 2023, https://arxiv.org/abs/2312.06742): `depth` RegNet blocks,
+    adaptive average pooling to a grid of at most sqrt(tokens) by sqrt(tokens), `depth` blocks, and an MLP
+    with SiLU. The defaults are those published with CLIP ViT-L/14 at 224 pixels: 16 x 16 patches and `width`
+    1024, its own, become 144 tokens.
 
     Differs from the original: Honeybee takes square grids of one size. Here a grid may be any; one with fewer
     rows (or columns) than sqrt(tokens) keeps them, so that no token is made twice of the same patches. The
@@ -79,14 +60,14 @@ class CAbstractorConnector(Connector):
         super().__init__()
         seen = sum(vision_widths)
         width = seen if width is None else width
-        _check(tokens=tokens, depth=depth, width=width, mlp_depth=mlp_depth, positions=positions)
-        self.side = math.isqrt(tokens)
+        check_sizes("c_abstractor", depth=depth, width=width, mlp_depth=mlp_depth, positions=positions)
+        self.side = square_side("c_abstractor", tokens)
         self.positions_SSV = (
             None if positions is None else nn.Parameter(torch.empty(positions, positions, seen))
         )
         self.before = _stage(depth, seen, width)
         self.after = _stage(depth, width, width)
-        self.readout = _mlp(mlp_depth, width, text_width)
+        self.readout = mlp_layers([width] + [text_width] * mlp_depth, nn.SiLU)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -117,42 +98,33 @@ class CAbstractorConnector(Connector):
         """All but the MLP: (I, R, C, V) to (I, N, W)."""
         rows, cols = patches_IRCV.shape[1:3]
         if self.positions_SSV is not None:
-            patches_IRCV = patches_IRCV + _resized(self.positions_SSV, (rows, cols))
+            patches_IRCV = patches_IRCV + resize(self.positions_SSV[None], (rows, cols))
         fine_IWRC = self.before(patches_IRCV.movedim(-1, 1))
         coarse_IWRC = F.adaptive_avg_pool2d(fine_IWRC, self.token_grid((rows, cols)))
         tokens_INW: Tensor = self.after(coarse_IWRC).flatten(2).transpose(1, 2)
         return tokens_INW
 
 
+class RegNetBlock(nn.Module):
+    """RegNet's bottleneck block as Honeybee sets it up: layer norms, SiLU, depthwise 3 x 3, no narrow middle.
+
+    RegNet is Radosavovic et al. 2020 (https://arxiv.org/abs/2003.13678); its own blocks have batch norms.
+    """
+
+    def __init__(self, seen: int, width: int) -> None:
+        super().__init__()
+        self.enter = pointwise(seen, width, nn.SiLU())
+        self.spatial = depthwise(width, nn.SiLU())
+        # A quarter of what enters the block, not of its own width.
+        self.weigh = SqueezeExcite(width, max(round(seen / 4), 1), nn.SiLU(), nn.Sigmoid())
+        self.leave = pointwise(width, width)
+        self.shortcut = nn.Identity() if seen == width else pointwise(seen, width)
+
+    def forward(self, picture_IVRC: Tensor) -> Tensor:
+        """(I, V, R, C) to (I, W, R, C)."""
+        inner_IWRC = self.leave(self.weigh(self.spatial(self.enter(picture_IVRC))))
+        return F.silu(inner_IWRC + self.shortcut(picture_IVRC))
+
+
 def _stage(depth: int, seen: int, width: int) -> nn.Sequential:
     return nn.Sequential(*(RegNetBlock(seen if i == 0 else width, width) for i in range(depth)))
-
-
-def _mlp(depth: int, seen: int, width: int) -> nn.Sequential:
-    """Linear layers with SiLU between them; the hidden ones are as wide as the last."""
-    layers: list[nn.Module] = []
-    for before, after in pairwise([seen] + [width] * depth):
-        layers += [nn.SiLU()] * bool(layers) + [nn.Linear(before, after)]
-    return nn.Sequential(*layers)
-
-
-def _resized(table_SSV: Tensor, grid: Grid) -> Tensor:
-    """The table of positions for another grid: (R, C, V)."""
-    if table_SSV.shape[:2] == grid:
-        return table_SSV
-    picture_1VSS = table_SSV.float().movedim(-1, 0)[None]
-    resized = F.interpolate(picture_1VSS, grid, mode="bilinear", align_corners=False, antialias=True)
-    return resized[0].movedim(0, -1).to(table_SSV.dtype)
-
-
-def _check(tokens: int, **others: int | None) -> None:
-    numbers = {"tokens": tokens, **others}
-    wrong = [f"{name}={number}" for name, number in numbers.items() if number is not None and number < 1]
-    if wrong:
-        raise ValueError(f"c_abstractor connector: found {', '.join(wrong)}; each must be 1 or more")
-    side = math.isqrt(tokens)
-    if side**2 != tokens:
-        raise ValueError(
-            f"c_abstractor connector: found tokens={tokens}; tokens form a square, give a square number such "
-            f"as {side**2} or {(side + 1) ** 2}"
-        )

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from vlmkit_connectors.attention import check_divides, check_sizes
 from vlmkit_connectors.base import Grid, ImageTokens, LayerInjection, Questions, VisionFeatures
+from vlmkit_connectors.checks import check_divides, check_sizes
 from vlmkit_connectors.cross_attention import Media, Resampler, places
 from vlmkit_connectors.mllama_block import MllamaBlock
 
@@ -59,15 +59,15 @@ class MllamaCrossAttention(LayerInjection):
         depth: int = 6,
     ) -> None:
         super().__init__(text_width, text_width)
+        check_sizes("mllama", heads=heads, kv_heads=kv_heads, intermediate=intermediate)
         kv_heads = heads if kv_heads is None else kv_heads
-        inner = 7 * text_width // 2 if intermediate is None else intermediate
-        check_sizes("mllama", heads=heads, kv_heads=kv_heads, intermediate=inner)
+        intermediate = 7 * text_width // 2 if intermediate is None else intermediate
         check_divides("mllama", "heads", "text_width", heads=heads, text_width=text_width)
         check_divides("mllama", "kv_heads", "heads", kv_heads=kv_heads, heads=heads)
-        self.media = Media(sum(vision_widths), resampler, num_latents, depth)
+        self.media = Media("mllama", sum(vision_widths), resampler, num_latents, depth)
         self.multi_modal_projector = nn.Linear(sum(vision_widths), text_width)
-        for layer in places(text_layers, every, start):
-            self.blocks[str(layer)] = MllamaBlock(text_width, heads, kv_heads, inner)
+        for layer in places("mllama", text_layers, every, start):
+            self.blocks[str(layer)] = MllamaBlock(text_width, heads, kv_heads, intermediate)
 
     @classmethod
     def tiny_options(cls) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from vlmkit_connectors.attention import attend, split_heads
 from vlmkit_connectors.base import InjectedBlock, Memory
-from vlmkit_connectors.cross_attention import add_gated, look, split_heads
+from vlmkit_connectors.cross_attention import add_gated
+from vlmkit_connectors.layers import GatedMLP, RMSNorm
 
 EPS = 1e-5  # of the published normalisations
 
@@ -32,11 +33,11 @@ class MllamaBlock(InjectedBlock):
 
     def __init__(self, width: int, heads: int, kv_heads: int, intermediate: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(width)
+        self.input_layernorm = RMSNorm(width, EPS)
         self.cross_attn = GroupedCrossAttention(width, heads, kv_heads)
         self.cross_attn_attn_gate = nn.Parameter(torch.empty(1))
-        self.post_attention_layernorm = RMSNorm(width)
-        self.mlp = MllamaMLP(width, intermediate)
+        self.post_attention_layernorm = RMSNorm(width, EPS)
+        self.mlp = GatedMLP(width, intermediate, width)
         self.cross_attn_mlp_gate = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
@@ -73,45 +74,11 @@ class GroupedCrossAttention(nn.Module):
         self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=False)
         self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(width, width, bias=False)
-        self.q_norm = RMSNorm(head_dim)
-        self.k_norm = RMSNorm(head_dim)
+        self.q_norm = RMSNorm(head_dim, EPS)
+        self.k_norm = RMSNorm(head_dim, EPS)
 
     def forward(self, hidden_BLD: Tensor, memory: Memory, seen_BLM: Tensor) -> Tensor:
         """What each text token sees, (B, L, D)."""
         queries = self.q_norm(split_heads(self.q_proj(hidden_BLD), self.heads))
-        looked_BLD: Tensor = self.o_proj(look(queries, memory, seen_BLM))
+        looked_BLD: Tensor = self.o_proj(attend(queries, memory, seen_BLM))
         return looked_BLD
-
-
-class MllamaMLP(nn.Module):
-    """Llama's MLP: one linear layer, multiplied by SiLU of another."""
-
-    def __init__(self, width: int, intermediate: int) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(width, intermediate, bias=False)
-        self.up_proj = nn.Linear(width, intermediate, bias=False)
-        self.down_proj = nn.Linear(intermediate, width, bias=False)
-
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        """(B, L, D) to the same."""
-        update_BLD: Tensor = self.down_proj(F.silu(self.gate_proj(x_BLD)) * self.up_proj(x_BLD))
-        return update_BLD
-
-
-class RMSNorm(nn.Module):
-    """Root mean square normalisation as Llama rounds it: in float32, but scaled in the data type."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """All ones."""
-        self.weight.fill_(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension."""
-        wide = x.float()
-        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)).to(x.dtype)

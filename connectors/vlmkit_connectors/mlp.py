@@ -8,18 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vlmkit_connectors.base import Connector, Grid, ImageTokens, Questions, VisionFeatures
+from vlmkit_connectors.checks import check_sizes
 from vlmkit_connectors.fuse import concat_encoders
-from vlmkit_connectors.views import map_grids
+from vlmkit_connectors.layers import mlp_layers
+from vlmkit_connectors.views import map_grids, shrink
 
 
 class MLPConnector(Connector):
-    """`depth` linear layers with exact GELU between them, applied to every patch.
+    """Linear layers with exact GELU between them, applied to every patch.
 
     `depth=2, pool=1` is LLaVA 1.5's `mlp2x_gelu` (Liu et al. 2023, https://arxiv.org/abs/2310.03744),
     `depth=1` LLaVA's single linear layer, `depth=3, expansion=4` Prismatic's projector of fused encoders
@@ -46,19 +47,18 @@ class MLPConnector(Connector):
         expansion: int | None = None,
     ) -> None:
         super().__init__()
-        if depth < 1 or pool < 1 or (expansion is not None and expansion < 1):
-            raise ValueError(
-                f"mlp connector: found depth={depth}, pool={pool}, expansion={expansion}; "
-                "each must be 1 or more"
-            )
+        check_sizes("mlp", depth=depth, pool=pool, expansion=expansion)
         if expansion and depth < 2:
-            raise ValueError("mlp connector: expansion is of a hidden layer; give depth of 2 or more")
+            raise ValueError(
+                f"mlp connector: found expansion={expansion} with depth={depth}, which has no hidden layer; "
+                "leave it out, or give a depth of 2 or more"
+            )
         self.pool = pool
         seen = sum(vision_widths)
         widths = [seen] + [text_width] * depth
         if expansion:
             widths[1] = expansion * seen
-        self.layers = gelu_mlp(widths)
+        self.layers = mlp_layers(widths)
 
     def num_tokens(self, grid: Grid) -> int:
         """See `Connector.num_tokens`."""
@@ -66,7 +66,7 @@ class MLPConnector(Connector):
 
     def token_grid(self, grid: Grid) -> Grid:
         """See `Connector.token_grid`: ceil(rows / pool) by ceil(columns / pool)."""
-        return math.ceil(grid[0] / self.pool), math.ceil(grid[1] / self.pool)
+        return shrink(grid, self.pool)
 
     def forward(self, features: Sequence[VisionFeatures], text: Questions | None = None) -> ImageTokens:
         """See `Connector.forward`; the question is not looked at."""
@@ -75,14 +75,6 @@ class MLPConnector(Connector):
             return ImageTokens(self.layers(fused.patches_TV), tuple(r * c for r, c in fused.grids))
         pooled = map_grids(fused, partial(pool_grid, pool=self.pool))
         return ImageTokens(self.layers(pooled.tokens_ND), pooled.counts)
-
-
-def gelu_mlp(widths: Sequence[int]) -> nn.Sequential:
-    """Linear layers from each of `widths` to the next, with exact GELU between them."""
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.GELU()] * bool(layers) + [nn.Linear(before, after)]
-    return nn.Sequential(*layers)
 
 
 def pool_grid(patches_IRCV: Tensor, pool: int) -> Tensor:

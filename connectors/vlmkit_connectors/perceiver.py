@@ -10,13 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlmkit_connectors.attention import check_sizes
 from vlmkit_connectors.base import Connector, Grid, ImageTokens, Questions, VisionFeatures
+from vlmkit_connectors.checks import check_sizes
 from vlmkit_connectors.fuse import concat_encoders
-from vlmkit_connectors.resampler import GatedMLP, PerceiverResampler, Variant
-from vlmkit_connectors.views import map_padded
-
-__all__ = ["PerceiverConnector", "PerceiverResampler"]
+from vlmkit_connectors.layers import GatedMLP
+from vlmkit_connectors.resampler import PerceiverResampler, Variant
 
 
 class PerceiverConnector(Connector):
@@ -44,7 +42,7 @@ class PerceiverConnector(Connector):
         width: Width of the resampler; absent, that of the variant.
         kv_heads: Heads of keys and values, each for several heads; absent, as many as heads.
         ff_mult: Feed-forward layers are this many times as wide as the resampler.
-        hidden: Width inside the gated MLP of `idefics2`, published 14336 for a language model of 4096;
+        intermediate: Width inside the gated MLP of `idefics2`, published 14336 for a language model of 4096;
             absent, four times `text_width`.
 
     Raises:
@@ -65,7 +63,7 @@ class PerceiverConnector(Connector):
         width: int | None = None,
         kv_heads: int | None = None,
         ff_mult: int = 4,
-        hidden: int | None = None,
+        intermediate: int | None = None,
     ) -> None:
         super().__init__()
         seen = sum(vision_widths)
@@ -76,15 +74,15 @@ class PerceiverConnector(Connector):
         self.resampler = PerceiverResampler(
             width, num_latents, depth, heads, head_dim, ff_mult, kv_heads, variant
         )
-        if hidden is not None and not gated:
+        check_sizes("perceiver", intermediate=intermediate)
+        if intermediate is not None and not gated:
             raise ValueError(
-                f"perceiver connector: found hidden={hidden} with variant {variant}, which has no MLP before "
-                "the resampler; leave it out, or give variant idefics2"
+                f"perceiver connector: found intermediate={intermediate} with variant={variant!r}, which has "
+                "no MLP before the resampler; leave it out, or give variant='idefics2'"
             )
-        hidden = 4 * text_width if hidden is None else hidden
-        check_sizes("perceiver", hidden=hidden)
-        plain: nn.Module = nn.Identity() if width == seen else nn.Linear(seen, width)
-        self.before = GatedMLP(seen, hidden, width) if gated else plain
+        self.before: nn.Module = nn.Identity() if width == seen else nn.Linear(seen, width)
+        if gated:
+            self.before = GatedMLP(seen, 4 * text_width if intermediate is None else intermediate, width)
         self.after = nn.Identity() if gated and width == text_width else nn.Linear(width, text_width)
 
     @classmethod
@@ -101,5 +99,5 @@ class PerceiverConnector(Connector):
         fused = concat_encoders(features)
         media_TW: Tensor = self.before(fused.patches_TV)
         media = VisionFeatures(media_TW, fused.grids_I2, fused.image_of_view_I)
-        resampled = map_padded(media, lambda views, media_INW, mask_IN: self.resampler(media_INW, mask_IN))
+        resampled = self.resampler.of_views(media)
         return ImageTokens(self.after(resampled.tokens_ND), resampled.counts)

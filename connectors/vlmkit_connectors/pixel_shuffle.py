@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from vlmkit_connectors.base import Connector, Grid, ImageTokens, Questions, VisionFeatures
+from vlmkit_connectors.checks import check_one_of, check_sizes
 from vlmkit_connectors.fuse import concat_encoders
-from vlmkit_connectors.views import map_grids
+from vlmkit_connectors.layers import mlp_layers
+from vlmkit_connectors.views import map_grids, shrink
 
-Projector = Literal["internvl", "idefics3"]
+Variant = Literal["internvl", "idefics3"]
 
 
 class PixelShuffleConnector(Connector):
@@ -35,7 +37,7 @@ class PixelShuffleConnector(Connector):
         vision_widths: Width of each encoder; several are concatenated.
         text_width: Width of the language model's embeddings.
         factor: Side of the square, in patches.
-        projector: `internvl` (layer norm, linear, GELU, linear) or `idefics3` (linear, without bias).
+        variant: `internvl` (layer norm, linear, GELU, linear) or `idefics3` (one linear layer, no bias).
     """
 
     source = "InternVL 1.5, https://arxiv.org/abs/2404.16821"
@@ -45,17 +47,16 @@ class PixelShuffleConnector(Connector):
         vision_widths: Sequence[int],
         text_width: int,
         factor: int = 2,
-        projector: Projector = "internvl",
+        variant: Variant = "internvl",
     ) -> None:
         super().__init__()
-        if factor < 1:
-            raise ValueError(f"pixel_shuffle connector: found factor={factor}; give 1 or more")
-        if projector not in get_args(Projector):
-            possible = " or ".join(get_args(Projector))
-            raise ValueError(f"pixel_shuffle connector: found projector={projector!r}; give {possible}")
+        check_sizes("pixel_shuffle", factor=factor)
+        check_one_of("pixel_shuffle", "variant", variant, get_args(Variant))
         self.factor = factor
         width = factor * factor * sum(vision_widths)
-        self.projector = _PROJECTORS[projector](width, text_width)
+        self.projector: nn.Module = nn.Linear(width, text_width, bias=False)
+        if variant == "internvl":
+            self.projector = nn.Sequential(nn.LayerNorm(width), *mlp_layers([width, text_width, text_width]))
 
     def num_tokens(self, grid: Grid) -> int:
         """See `Connector.num_tokens`."""
@@ -63,7 +64,7 @@ class PixelShuffleConnector(Connector):
 
     def token_grid(self, grid: Grid) -> Grid:
         """See `Connector.token_grid`: ceil(rows / factor) by ceil(columns / factor)."""
-        return math.ceil(grid[0] / self.factor), math.ceil(grid[1] / self.factor)
+        return shrink(grid, self.factor)
 
     def forward(self, features: Sequence[VisionFeatures], text: Questions | None = None) -> ImageTokens:
         """See `Connector.forward`; the question is not looked at."""
@@ -86,15 +87,3 @@ def repeat_edge(patches_IRCV: Tensor, dim: int, factor: int) -> Tensor:
         return patches_IRCV
     last = patches_IRCV.narrow(dim, -1, 1)
     return torch.cat([patches_IRCV] + [last] * missing, dim)
-
-
-def _internvl(width: int, text_width: int) -> nn.Module:
-    layers = [nn.LayerNorm(width), nn.Linear(width, text_width), nn.GELU(), nn.Linear(text_width, text_width)]
-    return nn.Sequential(*layers)
-
-
-def _idefics3(width: int, text_width: int) -> nn.Module:
-    return nn.Linear(width, text_width, bias=False)
-
-
-_PROJECTORS = {"internvl": _internvl, "idefics3": _idefics3}

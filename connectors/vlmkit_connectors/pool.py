@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vlmkit_connectors.base import Connector, Grid, ImageTokens, Questions, VisionFeatures
+from vlmkit_connectors.checks import check_sizes
 from vlmkit_connectors.fuse import concat_encoders
-from vlmkit_connectors.mlp import gelu_mlp, pool_grid
-from vlmkit_connectors.views import map_grids
+from vlmkit_connectors.layers import mlp_layers
+from vlmkit_connectors.mlp import pool_grid
+from vlmkit_connectors.views import map_grids, shrink
 
 
 class PoolConnector(Connector):
@@ -47,14 +49,14 @@ class PoolConnector(Connector):
         depth: int = 2,
     ) -> None:
         super().__init__()
-        found = f"pool connector: found tokens={tokens}, factor={factor}, depth={depth}"
+        check_sizes("pool", tokens=tokens, factor=factor, depth=depth)
         if tokens is not None and factor is not None:
-            raise ValueError(f"{found}; give tokens or factor, not both")
-        if depth < 1 or any(number is not None and number < 1 for number in (tokens, factor)):
-            raise ValueError(f"{found}; each must be 1 or more")
+            raise ValueError(
+                f"pool connector: found tokens={tokens} and factor={factor}; give one of them, not both"
+            )
         self.factor = factor
         self.tokens = 144 if tokens is None else tokens
-        self.layers: nn.Sequential = gelu_mlp([sum(vision_widths)] + [text_width] * depth)
+        self.layers = mlp_layers([sum(vision_widths)] + [text_width] * depth)
 
     def num_tokens(self, grid: Grid) -> int:
         """See `Connector.num_tokens`."""
@@ -64,7 +66,7 @@ class PoolConnector(Connector):
         """See `Connector.token_grid`: `fitting_grid`, or ceil(rows / factor) by ceil(columns / factor)."""
         if self.factor is None:
             return fitting_grid(grid, self.tokens)
-        return math.ceil(grid[0] / self.factor), math.ceil(grid[1] / self.factor)
+        return shrink(grid, self.factor)
 
     def forward(self, features: Sequence[VisionFeatures], text: Questions | None = None) -> ImageTokens:
         """See `Connector.forward`; the question is not looked at."""

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlmkit_connectors.attention import check_divides, check_sizes
 from vlmkit_connectors.base import Connector, Grid, ImageTokens, Questions, VisionFeatures
+from vlmkit_connectors.checks import check_divides, check_sizes
 from vlmkit_connectors.fuse import concat_encoders
 from vlmkit_connectors.qformer_layer import EPS, QFormerLayer
 from vlmkit_connectors.views import map_padded, pad
@@ -114,19 +114,19 @@ class QFormerConnector(Connector):
     def _questions(self, text: Questions | None, features: VisionFeatures) -> list[Tensor]:
         """The question of each view, (L, W) each: that of its image."""
         owners = features.image_of_view_I.tolist()
-        images = max(owners) + 1
+        images = max(owners, default=-1) + 1
         if text is None or len(text) != images:
             found = "no" if text is None else len(text)
             raise ValueError(
-                f"qformer connector: found {found} questions for {images} images; it was built with "
-                "question=True: give one an image, or build it with question=False"
+                f"qformer connector: found {found} questions for {images} images; give one an image, or "
+                "question=False"
             )
         assert self.words is not None and self.places is not None
-        longest, table = max(map(len, text)), len(self.places)
+        longest, table = max(map(len, text), default=0), len(self.places)
         if longest > table:
             raise ValueError(
-                f"qformer connector: found a question of {longest} tokens, the table of places has {table}; "
-                f"ask a shorter one, or build it with max_question={longest}"
+                f"qformer connector: found a question of {longest} tokens and max_question={table}; give a "
+                f"shorter one, or max_question={longest}"
             )
         embedded = [self.words(own_LD) + self.places[: len(own_LD)] for own_LD in text]
         return [embedded[image] for image in owners]

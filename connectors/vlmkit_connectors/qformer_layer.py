@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vlmkit_connectors.attention import attend
+from vlmkit_connectors.attention import attend, split_heads
+from vlmkit_connectors.layers import mlp_layers
 
 # BERT's, which BLIP-2 starts from.
 EPS = 1e-12
@@ -73,8 +74,9 @@ class NormedAttention(nn.Module):
 
     def forward(self, x_IQW: Tensor, looked_IME: Tensor, mask_IM: Tensor | None) -> Tensor:
         """(I, Q, W); `mask_IM` is False where `looked_IME` is padded."""
-        keys_IMW, values_IMW = self.kv(looked_IME).chunk(2, -1)
-        seen_IQW = attend(self.q(x_IQW), keys_IMW, values_IMW, self.heads, mask_IM)
+        keys, values = (split_heads(x_IMW, self.heads) for x_IMW in self.kv(looked_IME).chunk(2, -1))
+        mask_I1M = None if mask_IM is None else mask_IM.unsqueeze(1)
+        seen_IQW = attend(split_heads(self.q(x_IQW), self.heads), (keys, values), mask_I1M)
         normed_IQW: Tensor = self.norm(x_IQW + self.out(seen_IQW))
         return normed_IQW
 
@@ -84,7 +86,7 @@ class NormedFeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.layers = mlp_layers([width, hidden, width])
         self.norm = nn.LayerNorm(width, EPS)
 
     def forward(self, x_IQW: Tensor) -> Tensor:

@@ -6,13 +6,17 @@ keys and values.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlmkit_connectors.attention import attend, check_divides, check_sizes
+from vlmkit_connectors.attention import attend, split_heads
+from vlmkit_connectors.base import ImageTokens, VisionFeatures
+from vlmkit_connectors.checks import check_divides, check_one_of, check_sizes
+from vlmkit_connectors.layers import GatedMLP, RMSNorm, mlp_layers
+from vlmkit_connectors.views import map_padded
 
 Variant = Literal["flamingo", "idefics2"]
 INIT_STD = 0.02
@@ -50,11 +54,10 @@ class PerceiverResampler(nn.Module):
         variant: Variant = "flamingo",
     ) -> None:
         super().__init__()
-        if variant not in ("flamingo", "idefics2"):
-            raise ValueError(f"perceiver connector: found variant {variant!r}; give flamingo or idefics2")
-        kv_heads = heads if kv_heads is None else kv_heads
+        check_one_of("perceiver", "variant", variant, get_args(Variant))
         check_sizes("perceiver", num_latents=num_latents, depth=depth, heads=heads, kv_heads=kv_heads)
-        check_sizes("perceiver", width=width, ff_mult=ff_mult, head_dim=1 if head_dim is None else head_dim)
+        check_sizes("perceiver", width=width, ff_mult=ff_mult, head_dim=head_dim)
+        kv_heads = heads if kv_heads is None else kv_heads
         check_divides("perceiver", "kv_heads", "heads", kv_heads=kv_heads, heads=heads)
         if head_dim is None:
             check_divides("perceiver", "heads", "width", heads=heads, width=width)
@@ -85,6 +88,10 @@ class PerceiverResampler(nn.Module):
         normed_IPW: Tensor = self.norm(latents_IPW)
         return normed_IPW
 
+    def of_views(self, features: VisionFeatures) -> ImageTokens:
+        """The latents of views of any grids, as wide as their patches."""
+        return map_padded(features, lambda views, media_INW, mask_IN: self(media_INW, mask_IN))
+
 
 class PerceiverLayer(nn.Module):
     """Latents look at patches and latents, then a feed-forward layer; pre-norm, no biases."""
@@ -93,7 +100,7 @@ class PerceiverLayer(nn.Module):
         self, width: int, heads: int, head_dim: int, kv_heads: int, hidden: int, variant: Variant
     ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.kv_heads = heads, kv_heads
         self.norm_media, self.norm_latents = _norm(variant, width), _norm(variant, width)
         self.q = nn.Linear(width, heads * head_dim, bias=False)
         self.kv = nn.Linear(width, 2 * kv_heads * head_dim, bias=False)
@@ -101,33 +108,19 @@ class PerceiverLayer(nn.Module):
         self.norm_ff = _norm(variant, width)
         self.ff: nn.Module = GatedMLP(width, hidden, width)
         if variant == "flamingo":
-            up, down = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, width, bias=False)
-            self.ff = nn.Sequential(up, nn.GELU(), down)
+            self.ff = mlp_layers([width, hidden, width], bias=False)
 
     def forward(self, latents_IPW: Tensor, media_INW: Tensor, mask_IM: Tensor | None) -> Tensor:
         """New latents; `mask_IM` is of the N patches and then of the latents."""
         normed_IPW = self.norm_latents(latents_IPW)
-        keys_IMK, values_IMK = self.kv(torch.cat([self.norm_media(media_INW), normed_IPW], 1)).chunk(2, -1)
-        seen = attend(self.q(normed_IPW), keys_IMK, values_IMK, self.heads, mask_IM)
+        both_IMW = torch.cat([self.norm_media(media_INW), normed_IPW], 1)
+        keys, values = (split_heads(x_IMK, self.kv_heads) for x_IMK in self.kv(both_IMW).chunk(2, -1))
+        mask_I1M = None if mask_IM is None else mask_IM.unsqueeze(1)
+        seen = attend(split_heads(self.q(normed_IPW), self.heads), (keys, values), mask_I1M)
         latents_IPW = latents_IPW + self.out(seen)
         updated_IPW: Tensor = latents_IPW + self.ff(self.norm_ff(latents_IPW))
         return updated_IPW
 
 
-class GatedMLP(nn.Module):
-    """SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202) without bias: (..., V) to (..., W)."""
-
-    def __init__(self, width: int, hidden: int, out: int) -> None:
-        super().__init__()
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, out, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The first half, through SiLU, weighs the second one."""
-        gate, up = self.gate_up(x).chunk(2, -1)
-        gated: Tensor = self.down(F.silu(gate) * up)
-        return gated
-
-
 def _norm(variant: Variant, width: int) -> nn.Module:
-    return nn.LayerNorm(width) if variant == "flamingo" else nn.RMSNorm(width, RMS_EPS)
+    return nn.LayerNorm(width) if variant == "flamingo" else RMSNorm(width, RMS_EPS)

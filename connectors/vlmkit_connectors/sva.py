@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from vlmkit_connectors.base import Connector, Grid, ImageTokens, Questions, VisionFeatures
+from vlmkit_connectors.checks import check_divides, check_sizes, square_side
 from vlmkit_connectors.fuse import same_views
+from vlmkit_connectors.layers import mlp_layers
 from vlmkit_connectors.sva_group import SVAGroup, cut_windows
 from vlmkit_connectors.views import map_views
 
@@ -62,14 +64,15 @@ class SVAConnector(Connector):
     ) -> None:
         super().__init__()
         inner = max(vision_widths) if width is None else width
-        _check({"tokens": tokens, "groups": groups, "depth": depth, "window": window, "heads": heads}, inner)
-        self.side = math.isqrt(tokens)
-        self.projections = nn.ModuleList(_projection(own, inner) for own in vision_widths)
+        check_sizes("sva", groups=groups, depth=depth, heads=heads, width=inner, window=window)
+        check_divides("sva", "heads", "width", heads=heads, width=inner)
+        self.side = square_side("sva", tokens)
+        self.projections = nn.ModuleList(
+            nn.Sequential(*mlp_layers([own, inner, inner]), nn.LayerNorm(inner)) for own in vision_widths
+        )
         encoders = len(vision_widths)
         self.groups = nn.ModuleList(SVAGroup(inner, depth, heads, encoders, window) for _ in range(groups))
-        self.output = nn.Sequential(
-            nn.Linear(groups * inner, text_width), nn.GELU(), nn.Linear(text_width, text_width)
-        )
+        self.output = mlp_layers([groups * inner, text_width, text_width])
 
     @classmethod
     def tiny_options(cls) -> dict[str, Any]:
@@ -104,25 +107,3 @@ class SVAConnector(Connector):
         tokens = [group(windows_INhwW) for group in self.groups]
         tokens_IND: Tensor = self.output(torch.cat(tokens, dim=-1))
         return tokens_IND
-
-
-def _check(sizes: dict[str, int], width: int) -> None:
-    """Refuse what cannot be built."""
-    found = ", ".join(f"{name}={size}" for name, size in sizes.items())
-    if min(sizes.values()) < 1 or math.isqrt(sizes["tokens"]) ** 2 != sizes["tokens"]:
-        raise ValueError(
-            f"sva connector: found {found}; each must be 1 or more, and tokens a square number: 64, 144, "
-            "256, 576"
-        )
-    if width < 1 or width % sizes["heads"]:
-        raise ValueError(
-            f"sva connector: {sizes['heads']} heads do not divide the width {width}; give other heads, or a "
-            "width that is a multiple of them"
-        )
-
-
-def _projection(vision_width: int, width: int) -> nn.Sequential:
-    """One encoder's features to the inner width, all encoders on one scale."""
-    return nn.Sequential(
-        nn.Linear(vision_width, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width)
-    )

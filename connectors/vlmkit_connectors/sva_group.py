@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vlmkit_connectors.base import Grid
 from vlmkit_connectors.fuse import resize
+from vlmkit_connectors.layers import mlp_layers
 
 
 class SVAGroup(nn.Module):
@@ -67,9 +68,7 @@ class SVALayer(nn.Module):
         self.positions_SSW = nn.ParameterList(tables)
         self.attended = nn.Linear(width, width, bias=False)
         self.norm = nn.LayerNorm(width)
-        self.leave = nn.Sequential(
-            nn.Linear(width, width, bias=False), nn.GELU(), nn.Linear(width, width, bias=False)
-        )
+        self.leave = mlp_layers([width, width, width], bias=False)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -85,18 +84,19 @@ class SVALayer(nn.Module):
         seen = [_marked(own, table) for own, table in zip(windows_INhwW, self.positions_SSW, strict=True)]
         keys_INKW = torch.cat([key(own) for key, own in zip(self.keys, seen, strict=True)], dim=2)
         values_INKW = torch.cat([value(own) for value, own in zip(self.values, seen, strict=True)], dim=2)
-        found_INW = self.attended(attend(self.query(asking_INW), keys_INKW, values_INKW, self.heads))
+        found_INW = self.attended(attend_own(self.query(asking_INW), keys_INKW, values_INKW, self.heads))
         changed_INW: Tensor = self.leave(self.norm(asking_INW + found_INW))
         return tokens_INW + changed_INW
 
 
-def attend(query_INW: Tensor, keys_INKW: Tensor, values_INKW: Tensor, heads: int) -> Tensor:
+def attend_own(query_INW: Tensor, keys_INKW: Tensor, values_INKW: Tensor, heads: int) -> Tensor:
     """Attention of each token over its own K patches, (I, N, W)."""
     # Plain products: fused kernels are made for long sequences, and here are many of one query each.
-    views, tokens, patches, _ = keys_INKW.shape
-    query = query_INW.view(views, tokens, heads, 1, -1)
+    views, tokens, patches, width = keys_INKW.shape
+    query = query_INW.view(views, tokens, heads, 1, width // heads)
     keys, values = (
-        t.view(views, tokens, patches, heads, -1).transpose(2, 3) for t in (keys_INKW, values_INKW)
+        t.view(views, tokens, patches, heads, width // heads).transpose(2, 3)
+        for t in (keys_INKW, values_INKW)
     )
     scores = query @ keys.transpose(-1, -2) * query.shape[-1] ** -0.5
     weights = scores.float().softmax(dim=-1).to(values.dtype)
@@ -110,7 +110,7 @@ def cut_windows(patches_IRCV: Tensor, grid: Grid) -> Tensor:
     """
     rows, cols = (max(1, (2 * own + n) // (2 * n)) for own, n in zip(patches_IRCV.shape[1:3], grid))
     whole = resize(patches_IRCV, (grid[0] * rows, grid[1] * cols))
-    apart = whole.view(len(whole), grid[0], rows, grid[1], cols, -1)
+    apart = whole.view(len(whole), grid[0], rows, grid[1], cols, whole.shape[-1])
     return apart.transpose(2, 3).flatten(1, 2)
 
 

@@ -10,12 +10,13 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vlmkit_connectors.base import Connector, Grid, ImageTokens, Questions, VisionFeatures
+from vlmkit_connectors.checks import check_sizes
 from vlmkit_connectors.fuse import concat_encoders
-from vlmkit_connectors.mlp import gelu_mlp
+from vlmkit_connectors.layers import mlp_layers
 from vlmkit_connectors.views import map_grids
 
 
@@ -48,16 +49,16 @@ class TokenMergeConnector(Connector):
         depth: int = 2,
     ) -> None:
         super().__init__()
-        found = f"token_merge connector: found keep={keep}, tokens={tokens}, depth={depth}"
+        check_sizes("token_merge", tokens=tokens, depth=depth)
         if keep is not None and tokens is not None:
-            raise ValueError(f"{found}; give keep or tokens, not both")
+            raise ValueError(
+                f"token_merge connector: found keep={keep} and tokens={tokens}; give one of them, not both"
+            )
         if keep is not None and not 0 < keep <= 1:
-            raise ValueError(f"{found}; keep is a share, above 0 and at most 1")
-        if depth < 1 or (tokens is not None and tokens < 1):
-            raise ValueError(f"{found}; tokens and depth must be 1 or more")
+            raise ValueError(f"token_merge connector: found keep={keep}; give a share above 0 and at most 1")
         self.keep = 0.25 if keep is None else keep
         self.tokens = tokens
-        self.layers: nn.Sequential = gelu_mlp([sum(vision_widths)] + [text_width] * depth)
+        self.layers = mlp_layers([sum(vision_widths)] + [text_width] * depth)
 
     def num_tokens(self, grid: Grid) -> int:
         """See `Connector.num_tokens`: the share that is kept of rows * columns, or at most `tokens`."""

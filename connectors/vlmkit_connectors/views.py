@@ -1,17 +1,21 @@
 """Views of any grids through a function that takes views of one grid.
 
-Shapes: I views of one grid, R C its rows and columns, V vision width, N tokens of a view, D their width.
+No views give no tokens, of the right width: the functions are then called with I = 0.
+
+Shapes: I views of one grid, R C its rows and columns, P patches of the longest, V vision width, N tokens of a
+view, D their width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vlmkit_connectors.base import ImageTokens, VisionFeatures
+from vlmkit_connectors.base import Grid, ImageTokens, VisionFeatures
 
 
 def map_grids(features: VisionFeatures, run: Callable[[Tensor], Tensor]) -> ImageTokens:
@@ -29,20 +33,17 @@ def map_views(features: Sequence[VisionFeatures], run: Callable[[Sequence[Tensor
     """
     grids = list(zip(*(own.grids for own in features), strict=True))
     numbers = {grid: [i for i, own in enumerate(grids) if own == grid] for grid in dict.fromkeys(grids)}
-    if len(numbers) == 1:
-        stacked = [own.patches_TV.view(len(grids), *grid, -1) for own, grid in zip(features, grids[0])]
-        tokens_IND = run(stacked)
+    if len(numbers) <= 1:
+        shapes = grids[0] if grids else [(1, 1)] * len(features)
+        tokens_IND = run([_stack(own.patches_TV, len(grids), *s) for own, s in zip(features, shapes)])
         return ImageTokens(tokens_IND.flatten(0, 1), (tokens_IND.shape[1],) * len(grids))
     views = [own.views() for own in features]
-    tokens: list[Tensor] = [features[0].patches_TV] * len(grids)
-    for shapes, numbered in numbers.items():
+
+    def stack(chosen: list[int], shapes: Sequence[Grid]) -> list[Tensor]:
         pairs = zip(views, shapes, strict=True)
-        stacked = [
-            torch.stack([own[i] for i in numbered]).view(-1, *grid, own[0].shape[1]) for own, grid in pairs
-        ]
-        for i, tokens_ND in zip(numbered, run(stacked), strict=True):
-            tokens[i] = tokens_ND
-    return ImageTokens(torch.cat(tokens), tuple(map(len, tokens)))
+        return [_stack(torch.stack([own[i] for i in chosen]), len(chosen), *shape) for own, shape in pairs]
+
+    return _join((chosen, run(stack(chosen, shapes))) for shapes, chosen in numbers.items())
 
 
 def map_padded(
@@ -59,16 +60,14 @@ def map_padded(
             one, to (I, N, D). The mask is None where nothing is padded. Tokens must not depend on padding.
     """
     views = features.views()
-    tokens: list[Tensor] = list(views)
-    waiting = sorted(range(len(views)), key=lambda i: len(views[i]))
-    while waiting:
-        longest = len(views[waiting[0]]) * 3 // 2
-        own = [i for i in waiting if len(views[i]) <= longest]
-        waiting = waiting[len(own) :]
-        padded_IPV, mask_IP = pad([views[i] for i in own])
-        for i, tokens_ND in zip(own, run(own, padded_IPV, mask_IP), strict=True):
-            tokens[i] = tokens_ND
-    return ImageTokens(torch.cat(tokens), tuple(map(len, tokens)))
+    if not views:
+        return ImageTokens(run([], features.patches_TV.unsqueeze(1), None).flatten(0, 1), ())
+    return _join((own, run(own, *pad([views[i] for i in own]))) for own in _similar(list(map(len, views))))
+
+
+def shrink(grid: Grid, factor: int) -> Grid:
+    """The grid of squares of factor x factor patches: ceil(rows / factor) by ceil(columns / factor)."""
+    return math.ceil(grid[0] / factor), math.ceil(grid[1] / factor)
 
 
 def pad(rows: list[Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -82,3 +81,25 @@ def pad(rows: list[Tensor]) -> tuple[Tensor, Tensor | None]:
     lengths_I = torch.tensor(lengths, device=rows[0].device)
     mask_IP = torch.arange(max(lengths), device=rows[0].device) < lengths_I.unsqueeze(1)
     return pad_sequence(rows, batch_first=True), mask_IP
+
+
+def _similar(lengths: list[int]) -> list[list[int]]:
+    """Numbers of views in groups; the longest of a group is at most half longer than its shortest."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if not groups or lengths[i] > lengths[groups[-1][0]] * 3 // 2:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
+
+
+def _stack(patches: Tensor, views: int, rows: int, cols: int) -> Tensor:
+    """Patches of views of one grid, (I * R * C, V) or (I, R * C, V), to (I, R, C, V)."""
+    return patches.view(views, rows, cols, patches.shape[-1])
+
+
+def _join(groups: Iterable[tuple[list[int], Tensor]]) -> ImageTokens:
+    """Tokens (I, N, D) of views with their numbers, to tokens of all views in order."""
+    tokens = {i: own_ND for chosen, own_IND in groups for i, own_ND in zip(chosen, own_IND, strict=True)}
+    ordered = [tokens[i] for i in range(len(tokens))]
+    return ImageTokens(torch.cat(ordered), tuple(map(len, ordered)))

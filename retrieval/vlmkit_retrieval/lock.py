@@ -43,7 +43,7 @@ class FileLock:
             _lock(self._fd)
         except OSError as error:
             holder = os.read(self._fd, 32)
-            self._abandon()
+            self.close()
             if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
                 raise RetrievalError(
                     f"{what} cannot be locked: {path}: {error.strerror}; put it on a local disk"
@@ -53,20 +53,25 @@ class FileLock:
         os.write(self._fd, f"{os.getpid()}\n".encode())
         _HELD.add(self)
 
+    def fileno(self) -> int:
+        """The descriptor, of a lock that is held: a process that inherits it holds the lock, too."""
+        assert self._fd is not None
+        return self._fd
+
     def release(self) -> None:
-        """Let go; a second call is no error."""
+        """Let go, also for those that have inherited it; a second call is no error."""
         if self._fd is not None:
             _unlock(self._fd)
-        self._abandon()
+        self.close()
 
-    def __del__(self) -> None:
-        self.release()
-
-    def _abandon(self) -> None:
-        """Close without unlocking: in a forked child the lock still belongs to the parent."""
+    def close(self) -> None:
+        """Close without unlocking: a process that shares the lock, a parent or a child, keeps it."""
         if self._fd is not None:
             os.close(self._fd)
         self._fd = None
+
+    def __del__(self) -> None:
+        self.release()
 
 
 def _message(what: str, holder: str) -> str:
@@ -106,7 +111,7 @@ _HELD: weakref.WeakSet[FileLock] = weakref.WeakSet()
 def _abandon_in_child() -> None:
     """A forked child that outlives its parent must not keep the parent's lock."""
     for lock in list(_HELD):
-        lock._abandon()
+        lock.close()
 
 
 if hasattr(os, "register_at_fork"):

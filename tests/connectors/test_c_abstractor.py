@@ -162,17 +162,3 @@ def test_positions_are_resized_for_other_grids(roughen, features):
 def test_positions_start_small_and_are_not_zero():
     torch.manual_seed(0)
     assert CAbstractorConnector([6], 8).positions_SSV.std().item() == pytest.approx(0.02, rel=0.1)
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"tokens": 0}, {"depth": 0}, {"width": 0}, {"mlp_depth": 0}, {"positions": 0}, {"tokens": -4}]
-)
-def test_numbers_below_one_are_refused(wrong):
-    (name, value), *_ = wrong.items()
-    with pytest.raises(ValueError, match=f"c_abstractor.*found {name}={value}; each must be 1 or more"):
-        CAbstractorConnector([6], 8, **wrong)
-
-
-def test_tokens_that_are_no_square_are_refused():
-    with pytest.raises(ValueError, match=r"found tokens=140; .* such as 121 or 144"):
-        CAbstractorConnector([6], 8, tokens=140)

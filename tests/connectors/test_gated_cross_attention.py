@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from vlmkit_connectors import GatedCrossAttention
-from vlmkit_connectors.gated_cross_attention import FlamingoBlock
+from vlmkit_connectors.flamingo_block import FlamingoBlock
 
 
 def filled(block, **weights):
@@ -85,9 +85,9 @@ def scene():
     return hidden, media, seen
 
 
-def test_it_equals_loops(rough, scene):
+def test_it_equals_loops(roughen, scene):
     hidden, media, seen = scene
-    block = rough(FlamingoBlock(10, 7, heads=3, head_dim=4, ff_mult=2))
+    block = roughen(FlamingoBlock(10, 7, heads=3, head_dim=4, ff_mult=2))
     expected = reference(block, hidden, media, seen)
     with torch.no_grad():
         assert (block(hidden, block.remember(media), seen) - expected).abs().max() < 1e-5
@@ -101,9 +101,9 @@ def test_it_equals_loops(rough, scene):
         assert (mistaken - expected).abs().max() > 1e-2
 
 
-def test_blind_text_gets_the_feed_forward_layer_alone(rough, scene):
+def test_blind_text_gets_the_feed_forward_layer_alone(roughen, scene):
     hidden, media, seen = scene
-    block = rough(FlamingoBlock(10, 7, heads=3, head_dim=4, ff_mult=2))
+    block = roughen(FlamingoBlock(10, 7, heads=3, head_dim=4, ff_mult=2))
     alone = hidden + block.ff_gate.tanh() * block.ff(hidden)
     given = block(hidden, block.remember(media), torch.zeros_like(seen))
     assert torch.equal(given, alone) and (given - hidden).abs().max() > 1e-2

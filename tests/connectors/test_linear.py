@@ -10,7 +10,7 @@ IMAGE = 30
 
 
 @pytest.fixture(scope="module")
-def paligemma():
+def paligemma(roughen):
     vision = {
         "model_type": "siglip_vision_model", "hidden_size": 6, "intermediate_size": 8, "num_hidden_layers": 1,
         "num_attention_heads": 1, "image_size": 8, "patch_size": 4, "projection_dim": 8,
@@ -23,12 +23,7 @@ def paligemma():
     config = PaliGemmaConfig(
         vision_config=vision, text_config=text, projection_dim=8, image_token_id=IMAGE, hidden_size=8
     )
-    torch.manual_seed(0)
-    model = PaliGemmaModel(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_()
-    return model
+    return roughen(PaliGemmaModel(config)).eval()
 
 
 @pytest.mark.parametrize("wrong", [0.0, 1e-3])

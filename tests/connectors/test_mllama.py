@@ -11,7 +11,8 @@ from transformers.models.mllama.modeling_mllama import (
 )
 
 from vlmkit_connectors import MllamaCrossAttention
-from vlmkit_connectors.mllama_block import MllamaBlock, RMSNorm
+from vlmkit_connectors.layers import RMSNorm
+from vlmkit_connectors.mllama_block import MllamaBlock
 
 WIDTH, HEADS, KV_HEADS, INSIDE = 16, 4, 2, 24
 ROWS, TEXT, IMAGES, TILES, PATCHES = 2, 6, 2, 2, 3
@@ -50,10 +51,10 @@ def theirs_of(layer, hidden, tokens, mask):
 
 
 @pytest.fixture
-def pair(rough):
+def pair(roughen):
     """Their layer and ours with the same weights, by the same names."""
     config = MllamaTextConfig(**SHARED, num_hidden_layers=5, cross_attention_layers=[3])
-    theirs = rough(MllamaCrossAttentionDecoderLayer(config, 3)).eval()
+    theirs = roughen(MllamaCrossAttentionDecoderLayer(config, 3)).eval()
     ours = MllamaBlock(WIDTH, HEADS, KV_HEADS, INSIDE)
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours
@@ -94,12 +95,12 @@ def test_text_before_any_image_sees_none_unlike_mllamas(pair, scene):
 
 
 @torch.no_grad()
-def test_blocks_before_llamas_layers_are_mllamas_stack(rough, scene):
+def test_blocks_before_llamas_layers_are_mllamas_stack(roughen, scene):
     """Layers 3 and 8 of 10 stand before layers 3 and 7 of the 8 others."""
     _, tokens, _ = scene
     stack = [3, 8]
     config = MllamaTextConfig(**SHARED, num_hidden_layers=10, cross_attention_layers=stack)
-    theirs = rough(MllamaTextModel(config)).eval()
+    theirs = roughen(MllamaTextModel(config)).eval()
     rope = {"rope_type": "default", "rope_theta": config.rope_parameters["rope_theta"]}
     llama = LlamaModel(LlamaConfig(**SHARED, num_hidden_layers=8, rope_parameters=rope)).eval()
     connector = MllamaCrossAttention([WIDTH], WIDTH, 8, heads=HEADS, kv_heads=KV_HEADS, intermediate=INSIDE)
@@ -131,9 +132,9 @@ def test_blocks_before_llamas_layers_are_mllamas_stack(rough, scene):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_norm_rounds_as_theirs(rough, dtype):
-    theirs = rough(MllamaTextRMSNorm(WIDTH, eps=1e-5)).to(dtype)
-    ours = RMSNorm(WIDTH).to(dtype)
+def test_the_norm_rounds_as_theirs(roughen, dtype):
+    theirs = roughen(MllamaTextRMSNorm(WIDTH, eps=1e-5)).to(dtype)
+    ours = RMSNorm(WIDTH, 1e-5).to(dtype)
     ours.load_state_dict(theirs.state_dict())
     x = 3 * torch.randn(50, WIDTH, generator=torch.Generator().manual_seed(8)).to(dtype)
     assert torch.equal(ours(x), theirs(x))

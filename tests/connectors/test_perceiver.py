@@ -50,10 +50,10 @@ def flamingo_by_hand(weights, view_NV, depth, heads, head_dim):
 
 
 @pytest.mark.parametrize(("depth", "heads", "head_dim"), [(2, 3, None), (3, 2, 5), (1, 1, 4)])
-def test_flamingo_equals_its_formulas(depth, heads, head_dim, features, rough):
+def test_flamingo_equals_its_formulas(depth, heads, head_dim, features, roughen):
     """Exactly in float64; in float32 up to rounding."""
     options = {"num_latents": 5, "depth": depth, "heads": heads, "head_dim": head_dim}
-    connector, seen = rough(PerceiverConnector([V], D, **options)), features(GRIDS, V)
+    connector, seen = roughen(PerceiverConnector([V], D, **options)), features(GRIDS, V)
     single = connector([seen]).tokens_ND
     connector.double()
     seen = VisionFeatures(seen.patches_TV.double(), seen.grids_I2, seen.image_of_view_I)
@@ -95,7 +95,7 @@ def test_the_published_sizes_of_openflamingo():
 
 
 @pytest.fixture(scope="module")
-def idefics2(rough):
+def idefics2(roughen):
     """transformers' connector: 4 heads of 6 for a width of 16, two of keys."""
     sizes = {"resampler_n_latents": 5, "resampler_depth": 2, "resampler_n_heads": 4, "resampler_head_dim": 6}
     config = Idefics2Config(
@@ -103,12 +103,13 @@ def idefics2(rough):
         text_config={"model_type": "mistral", "hidden_size": D, "intermediate_size": 24, "vocab_size": 4},
         perceiver_config={"hidden_size": D, "num_key_value_heads": 2, **sizes},
     )
-    return rough(Idefics2Connector(config)).eval()
+    return roughen(Idefics2Connector(config)).eval()
 
 
 def gated(theirs, name):
-    both = torch.cat([theirs[f"{name}.gate_proj.weight"], theirs[f"{name}.up_proj.weight"]])
-    return {"gate_up.weight": both, "down.weight": theirs[f"{name}.down_proj.weight"]}
+    return {
+        f"{part}.weight": theirs[f"{name}.{part}.weight"] for part in ("gate_proj", "up_proj", "down_proj")
+    }
 
 
 def ours(module):
@@ -126,7 +127,7 @@ def ours(module):
         state[f"{new}.q.weight"] = theirs[f"{old}.self_attn.q_proj.weight"]
         state[f"{new}.kv.weight"] = torch.cat([theirs[f"{old}.self_attn.{k}_proj.weight"] for k in "kv"])
         state[f"{new}.out.weight"] = theirs[f"{old}.self_attn.o_proj.weight"]
-    sizes = {"num_latents": 5, "depth": 2, "heads": 4, "head_dim": 6, "kv_heads": 2, "hidden": 24}
+    sizes = {"num_latents": 5, "depth": 2, "heads": 4, "head_dim": 6, "kv_heads": 2, "intermediate": 24}
     connector = PerceiverConnector([V], D, "idefics2", **sizes)
     connector.load_state_dict(state)
     return connector
@@ -167,9 +168,9 @@ def swap_key_heads(connector):
     weight.copy_(weight.view(2, 2, 6, D).flip(1).view_as(weight))
 
 
-def gate_the_wrong_half(connector):
-    weight = connector.before.gate_up.weight
-    weight.copy_(weight.roll(len(weight) // 2, 0))
+def gate_the_wrong_one(connector):
+    mlp = connector.before
+    mlp.gate_proj, mlp.up_proj = mlp.up_proj, mlp.gate_proj
 
 
 def swap_norms(connector):
@@ -180,7 +181,7 @@ def swap_norms(connector):
 @torch.no_grad()
 @pytest.mark.parametrize(
     "mistake",
-    [swap_keys_and_values, swap_key_heads, gate_the_wrong_half, swap_norms],
+    [swap_keys_and_values, swap_key_heads, gate_the_wrong_one, swap_norms],
     ids=lambda m: m.__name__,
 )
 def test_mistakes_are_seen(mistake, idefics2, features):
@@ -206,26 +207,12 @@ def test_the_resampler_works_at_the_vision_or_the_text_width(options, before, af
     assert connector([features(GRIDS, V)]).tokens_ND.shape == (3 * len(GRIDS), D)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"depth": 0}, "found depth=0; give 1 or more"),
-        ({"num_latents": 0}, "found num_latents=0; give 1 or more"),
-        ({"heads": 0}, "found heads=0, kv_heads=0; give 1 or more"),
-        ({"width": 0}, "found width=0; give 1 or more"),
-        ({"head_dim": 0}, "found head_dim=0; give 1 or more"),
-        ({"heads": 4}, "heads=4, which does not divide width=6; possible are 1, 2, 3, 6: give one of them"),
-        ({"heads": 6, "kv_heads": 4}, "kv_heads=4, which does not divide heads=6; possible are 1, 2, 3, 6"),
-        ({"variant": "perceiver_io"}, "found variant 'perceiver_io'; give flamingo or idefics2"),
-        ({"hidden": 8}, "found hidden=8 with variant flamingo, .* leave it out"),
-        ({"hidden": 0, "variant": "idefics2"}, "found hidden=0; give 1 or more"),
-    ],
-)
-def test_wrong_options_are_refused(wrong, message):
-    with pytest.raises(ValueError, match=f"^perceiver connector: .*{message}"):
-        PerceiverConnector([V], D, **{"heads": 2, **wrong})
-
-
 def test_heads_need_not_divide_the_width_if_their_width_is_given(features):
     connector = PerceiverConnector([V], D, heads=4, head_dim=5)
     assert connector([features([(2, 2)], V)]).counts == (64,)
+
+
+@pytest.mark.parametrize("variant", ["flamingo", "idefics2"])
+def test_latents_begin_with_a_small_deviation(variant):
+    connector = PerceiverConnector([64], D, variant, num_latents=200)
+    assert connector.resampler.latents.std().item() == pytest.approx(0.02, rel=0.05)

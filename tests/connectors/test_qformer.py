@@ -78,9 +78,9 @@ def padded(rows):
 
 
 @torch.no_grad()
-def test_it_equals_blip2(seen, rough):
-    model = rough(Blip2QFormerModel(Blip2QFormerConfig(**SIZES))).eval()
-    projection = rough(nn.Linear(W, D), seed=1)
+def test_it_equals_blip2(seen, roughen):
+    model = roughen(Blip2QFormerModel(Blip2QFormerConfig(**SIZES))).eval()
+    projection = roughen(nn.Linear(W, D), seed=1)
     queries = torch.randn(Q, W, generator=torch.Generator().manual_seed(3))
     patches, mask = padded(seen.views())
     theirs = projection(
@@ -107,9 +107,9 @@ def test_it_equals_blip2(seen, rough):
 
 
 @pytest.fixture(scope="module")
-def instruct(rough):
+def instruct(roughen):
     sizes = {**SIZES, "vocab_size": 20, "max_position_embeddings": 9}
-    return rough(InstructBlipQFormerModel(InstructBlipQFormerConfig(**sizes))).eval()
+    return roughen(InstructBlipQFormerModel(InstructBlipQFormerConfig(**sizes))).eval()
 
 
 @pytest.fixture
@@ -211,11 +211,11 @@ def test_words_come_from_the_width_of_the_language_model(seen):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "found no questions for 3 images; it was built with question=True: give one an image"),
+        (None, "found no questions for 3 images; give one an image, or question=False"),
         ([torch.zeros(2, W)] * 2, "found 2 questions for 3 images"),
         (
             [torch.zeros(n, W) for n in (9, 10, 1)],
-            "a question of 10 tokens, the table of places has 9; .*=10",
+            "found a question of 10 tokens and max_question=9; give .*=10",
         ),
     ],
 )
@@ -231,17 +231,7 @@ def test_every_so_many_layers_look_at_the_patches(every):
     assert looking == list(range(0, DEPTH, every))
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"depth": 0, "cross_every": 0}, "found depth=0; give 1 or more"),
-        ({"num_queries": 0}, "found num_queries=0; give 1 or more"),
-        ({"cross_every": 0}, "found cross_every=0; give 1 or more"),
-        ({"max_question": 0}, "found max_question=0; give 1 or more"),
-        ({"width": 0}, "found width=0; give 1 or more"),
-        ({"heads": 4}, "heads=4, which does not divide width=6; possible are 1, 2, 3, 6: give one of them"),
-    ],
-)
-def test_wrong_options_are_refused(wrong, message):
-    with pytest.raises(ValueError, match=f"^qformer connector: .*{message}"):
-        QFormerConnector([V], D, **{"heads": 2, **wrong})
+def test_queries_and_places_begin_with_a_small_deviation():
+    connector = QFormerConnector([64], D, num_queries=200, question=True)
+    for table in (connector.queries, connector.places):
+        assert table.std().item() == pytest.approx(0.02, rel=0.05)

@@ -70,7 +70,7 @@ def test_a_sweep_goes_on_where_it_was_and_says_what_failed(
     record = read_record(Place(folder), job)
     assert (record.status, record.processes) == ("finished", 2) and record.peak_bytes > 200e6
     compare(next(csv.DictReader((folder / "table.csv").open())), run, rows)
-    assert "each must be 1 or more" in (folder / "table.md").read_text()
+    assert "found pool=0; give 1 or more" in (folder / "table.md").read_text()
 
 
 def compare(row, run, rows):

@@ -39,10 +39,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     answer = model.ask(image, args.question, max_new_tokens=args.max_new_tokens)
     if args.json:
-        from vlmkit.cli.console import write_json
+        from vlmkit.cli.console import print_json
 
         seconds = round(time.perf_counter() - began, 3)
-        write_json({"image": args.image, "question": args.question, "answer": answer, "seconds": seconds})
+        print_json({"image": args.image, "question": args.question, "answer": answer, "seconds": seconds})
     else:
         sys.stdout.write(answer + "\n")
     return 0

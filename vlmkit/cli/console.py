@@ -29,7 +29,7 @@ def quiet_loading() -> None:
     enable_progress_bars()
 
 
-def write_json(content: Mapping[str, Any]) -> None:
+def print_json(content: Mapping[str, Any]) -> None:
     """One JSON object on stdout."""
     sys.stdout.write(json.dumps(dict(content), ensure_ascii=False) + "\n")
 

@@ -33,13 +33,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 1 says that a check failed."""
-    from vlmkit.cli.console import quiet_loading, write_json
+    from vlmkit.cli.console import print_json, quiet_loading
     from vlmkit.overrides import read_overrides
 
     quiet_loading()
     report = _check(args.encoder, read_overrides(args.overrides))
     if args.json:
-        write_json(report.as_dict())
+        print_json(report.as_dict())
     else:
         sys.stdout.write(f"{report}\n")
     return 0 if report.ok else 1

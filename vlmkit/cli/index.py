@@ -86,13 +86,13 @@ def _sync(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from vlmkit.cli.console import write_json
+    from vlmkit.cli.console import print_json
     from vlmkit_retrieval import Index
 
     with Index.open(args.index) as index:
         info = index.info()
     if args.json:
-        write_json(info)
+        print_json(info)
     else:
         for name, value in info.items():
             sys.stdout.write(f"{name}: {value}\n")

@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Retrieve, ask, print the answer and its evidence."""
-    from vlmkit.cli.console import shown, write_json
+    from vlmkit.cli.console import print_json, shown
     from vlmkit.cli.search import index_encoder
     from vlmkit_retrieval import Index, answer_question
 
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
             }
             for c in answer.citations
         ]
-        write_json(
+        print_json(
             {"question": args.question, "answer": answer.text, "rule": answer.rule, "citations": cited}
         )
         return 0

@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Embed the query, search, print."""
-    from vlmkit.cli.console import shown, write_json
+    from vlmkit.cli.console import print_json, shown
     from vlmkit.data.sample import open_image
     from vlmkit.errors import UsageError
     from vlmkit_retrieval import Index
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         hits = index.search(text=args.query, image=image, embedder=encoder, k=args.k)
     for hit in hits:
         if args.json:
-            write_json({"id": hit.id, "score": hit.score, "path": hit.payload["path"]})
+            print_json({"id": hit.id, "score": hit.score, "path": hit.payload["path"]})
         else:
             sys.stdout.write(f"{hit.score:.4f}  {shown(hit.payload['path'])}\n")
     return 0

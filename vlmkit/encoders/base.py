@@ -5,7 +5,6 @@ Shapes: B images, E retrieval width.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 from abc import ABC, abstractmethod
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from vlmkit.encoders.batch import PixelBatch, pixel_batch
 from vlmkit.encoders.classify import TEMPLATES, classify
 from vlmkit.encoders.spec import VisionSpec
-from vlmkit.encoders.text import TextTower, load_text_tower, tensors_hash
+from vlmkit.encoders.text import TextTower, load_text_tower, tensors_hash, text_hash
 from vlmkit.errors import UsageError, VlmkitError, unknown_name
 from vlmkit_connectors import VisionFeatures
 
@@ -248,7 +247,7 @@ class VisionEncoder(nn.Module, ABC):
         config = {k: v for k, v in self.config.items() if k != "text_tower"}
         described = {"family": self.family, "spec": asdict(self.spec), "config": config, "text_tower": text}
         stated = json.dumps(described, sort_keys=True)
-        return hashlib.sha256((stated + tensors_hash(self)).encode()).hexdigest()[:32]
+        return text_hash(stated + tensors_hash(self))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -104,7 +104,7 @@ class FrozenTower(ABC):
         """See `TextTower.fingerprint`; computed once, for a frozen tower does not change."""
         stated = {key: getattr(self._model.config, key) for key in TOWER_KEYS}
         described = json.dumps([stated, self._limit, sorted(self._tokenizer.get_vocab().items())])
-        return hashlib.sha256((described + tensors_hash(self._model)).encode()).hexdigest()[:32]
+        return text_hash(described + tensors_hash(self._model))
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
@@ -164,6 +164,11 @@ def take_scalar(model: nn.Module, name: str) -> Tensor:
     scalar = model.get_parameter(name).detach().reshape(())
     delattr(model, name)
     return scalar
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 (32 hex digits) of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def tensors_hash(model: nn.Module) -> str:

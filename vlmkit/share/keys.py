@@ -23,7 +23,7 @@ import vlmkit_connectors
 from vlmkit.data.collate import TextRules
 from vlmkit.data.sample import Sample
 from vlmkit.encoders.base import VisionEncoder
-from vlmkit.encoders.text import tensors_hash
+from vlmkit.encoders.text import tensors_hash, text_hash
 
 if TYPE_CHECKING:
     from vlmkit.vlm import VLM
@@ -33,7 +33,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "numpy"
 
 def digest(facts: Mapping[str, Any]) -> str:
     """SHA-256 (32 hex digits) of JSON values."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    return text_hash(json.dumps(facts, sort_keys=True, default=str))
 
 
 def machine(device: torch.device, mixed: str) -> dict[str, Any]:

@@ -12,16 +12,14 @@ from safetensors import safe_open
 
 from vlmkit import register_auto_classes
 from vlmkit.assemble import build_data
-from vlmkit.budget import SizedImage
 from vlmkit.checkpoint import read_run
 from vlmkit.processor import Processor
 from vlmkit.recipe import Block, Recipe
-from vlmkit.splice import streams
+from vlmkit.splice import count_given
 from vlmkit.sweep.grid import Job, Place
 from vlmkit.sweep.process import is_finished, read_record
 from vlmkit.sweep.values import Values
 from vlmkit.train.metrics import read_metrics
-from vlmkit_connectors import LayerInjection
 
 # Names of figures; exact match by kind of question has the kind behind it.
 EXACT, BLIND, TOKENS, SEEN = "exact match", "blank image", "image tokens", "tokens looked at"
@@ -61,7 +59,11 @@ def measure(place: Place, job: Job) -> Row:
         status, error = (record.status, record.error) if record else ("waiting", "")
         return Row(job.name, job.varied, job.tuned, job.seed, status, error)
     run = place.run(job)
-    figures = {**_scores(run), **_tokens(run, job.recipe), **_parameters(run), **_times(run, job.recipe)}
+    # Without, transformers warns that it does not know a vlmkit model.
+    register_auto_classes()
+    processor = Processor.from_pretrained(run)
+    figures = {**_scores(run), **_tokens(processor, job.recipe), **_parameters(run, processor)}
+    figures |= _times(run, job.recipe)
     # A sweep that was killed did not wait for the run that it left behind, and knows no memory of it.
     if record is not None:
         figures[MEMORY] = record.peak_bytes / 1e6
@@ -77,28 +79,15 @@ def _scores(run: Path) -> dict[str, float]:
     return {**whole, **kinds, **({BLIND: blind["all"]} if blind else {})}
 
 
-def _tokens(run: Path, recipe: Recipe) -> dict[str, float]:
+def _tokens(processor: Processor, recipe: Recipe) -> dict[str, float]:
     """Mean over the first images: tokens in the sequence, and tokens that the language model looks at."""
     block = recipe.evaluate.data if recipe.evaluate is not None else recipe.stages[-1].data
-    # Without, transformers warns that it does not know a vlmkit model.
-    register_auto_classes()
-    processor = Processor.from_pretrained(run)
     images = [processor.fit([size])[0] for size in _sizes(block.model_dump_json())]
     if not images:
         return {}
-    taken = math.fsum(map(processor.count_fitted, images)) / len(images)
-    return {TOKENS: taken, SEEN: math.fsum(tokens_seen(processor, image) for image in images) / len(images)}
-
-
-def tokens_seen(processor: Processor, image: SizedImage) -> int:
-    """Image tokens that the language model looks at: in its sequence, or through blocks inside it."""
-    total = 0
-    for spec, member in streams(processor.specs, processor.connector):
-        if not isinstance(member, LayerInjection):
-            return processor.count_fitted(image)
-        views = spec.features(image[:2], image[2])
-        total += sum(member.num_tokens((view.rows, view.cols)) for view in views)
-    return total
+    taken = math.fsum(map(processor.count_fitted, images))
+    given = (count_given(processor.specs, processor.connector, processor.marks, image) for image in images)
+    return {TOKENS: taken / len(images), SEEN: math.fsum(given) / len(images)}
 
 
 @lru_cache(maxsize=8)
@@ -112,16 +101,14 @@ def _sizes(data: str) -> tuple[tuple[int, int], ...]:
     return tuple(sizes[:IMAGES])
 
 
-def _parameters(run: Path) -> dict[str, float]:
-    """Numbers in the tensors of the saved model; tied ones are stored, and counted, once."""
-    connector = total = 0
+def _parameters(run: Path, processor: Processor) -> dict[str, float]:
+    """Numbers in the connector, and in the tensors of the saved model, where tied ones are stored once."""
+    total = 0
     for file in sorted(run.glob("*.safetensors")):
         with safe_open(file, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118
-                size = math.prod(stored.get_slice(name).get_shape())
-                total += size
-                connector += size * name.startswith("connector.")
-    return {CONNECTOR: connector, ALL_PARTS: total}
+            shapes = (stored.get_slice(name).get_shape() for name in stored.keys())  # noqa: SIM118
+            total += sum(map(math.prod, shapes))
+    return {CONNECTOR: sum(p.numel() for p in processor.connector.parameters()), ALL_PARTS: total}
 
 
 def _times(run: Path, recipe: Recipe) -> dict[str, float]:
