@@ -71,8 +71,8 @@ class PixelBatch:
             )
         return self.pixels_N.view(-1, CHANNELS, *sizes[0])
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> PixelBatch:
-        """Pixels on a device and of a type; the small integer tensors stay on the CPU."""
+    def to(self, device: torch.device | str | int, dtype: torch.dtype | None = None) -> PixelBatch:
+        """Pixels on a device, and of a type if one is given; the small integer tensors stay on the CPU."""
         return replace(self, pixels_N=self.pixels_N.to(device, dtype))
 
 
