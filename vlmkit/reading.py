@@ -157,8 +157,9 @@ class Reading:
                 "this connector reads the question, and the inputs hold no question_ids; build them from "
                 "messages (processor.apply_chat_template or VLM.ask)"
             )
-        table = self.get_input_embeddings()
-        return [table(ids[ids >= 0]) for ids in question_ids]
+        lengths = (question_ids >= 0).sum(1).tolist()
+        embedded_BQD: Tensor = self.get_input_embeddings()(question_ids.clamp(min=0))
+        return [row_QD[:length] for row_QD, length in zip(embedded_BQD, lengths, strict=True)]
 
     def read_embeddings(self, embeds_BLD: Tensor, before: Sight | None = None) -> Read:
         """Embeddings of text without new images."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from vlmkit.errors import VlmkitError
 from vlmkit_connectors import LayerInjection, Memory
@@ -182,14 +183,12 @@ def remember(
         images: Tokens (N, W) of the images of each row.
         like_BL: On the device of the text.
     """
-    counts = [[len(one) for one in own] for own in images]
-    most = max(map(sum, counts))
-    image_of_BM = torch.full((len(images), most), -1, device=like_BL.device)
-    tokens_BMW = injection.marker_D.new_zeros(len(images), most, injection.seen_width)
-    for b, own in enumerate(images):
-        if own:
-            tokens_BMW[b, : sum(counts[b])] = torch.cat(list(own))
-            numbers = torch.arange(len(own)).repeat_interleave(torch.tensor(counts[b]))
-            image_of_BM[b, : sum(counts[b])] = numbers.to(image_of_BM)
-    memory = {layer: block.remember(tokens_BMW) for layer, block in injection.each().items()}
-    return memory, image_of_BM
+    none_NW = injection.marker_D.new_zeros(0, injection.seen_width)
+    tokens = [torch.cat([none_NW, *own]) for own in images]
+    numbers = [
+        torch.arange(len(own)).repeat_interleave(torch.tensor([len(one) for one in own], dtype=torch.long))
+        for own in images
+    ]
+    image_of_BM = pad_sequence(numbers, batch_first=True, padding_value=-1).to(like_BL.device)
+    tokens_BMW = pad_sequence(tokens, batch_first=True).to(none_NW)
+    return {n: block.remember(tokens_BMW) for n, block in injection.each().items()}, image_of_BM
