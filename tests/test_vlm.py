@@ -264,7 +264,7 @@ class TestForward:
         batch = inputs(model)
         place = (batch["input_ids"][1] == model.config.image_token_id).nonzero()[0]
         batch["input_ids"][1, place] = model.config.image_token_id + 1
-        with pytest.raises(VlmkitError, match=r"row 1 has 7 image placeholders .* give 8 image tokens"):
+        with pytest.raises(VlmkitError, match=r"row 1 has 7 image placeholders .* need 8;"):
             logits(model, batch)
 
     @pytest.mark.parametrize("call", ["__call__", "generate"])

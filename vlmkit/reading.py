@@ -173,6 +173,6 @@ class Reading:
         for row, (places, tokens) in enumerate(zip(placeholders, given, strict=True)):
             if places != tokens:
                 raise VlmkitError(
-                    f"row {row} has {places} image placeholders and its images give {tokens} image tokens; "
+                    f"row {row} has {places} image placeholders and its images need {tokens}; "
                     "build the inputs with this model's processor"
                 )
