@@ -271,7 +271,7 @@ class TestForward:
     def test_placeholders_without_images_are_refused(self, tiny_vlm, inputs, call):
         model = tiny_vlm()
         batch = {k: v for k, v in inputs(model).items() if k in ("input_ids", "attention_mask")}
-        with pytest.raises(VlmkitError, match=r"row 0 has 4 image placeholders .* give 0"), torch.no_grad():
+        with pytest.raises(VlmkitError, match=r"row 0 has 4 image placeholders .* need 0"), torch.no_grad():
             getattr(model, call)(**batch)
 
     def test_packed_rows_refuse_an_attention_that_takes_no_such_mask(self, tiny_vlm, rows, collate):
