@@ -87,14 +87,24 @@ def _drop_options(block: dict[str, Any], place: Place, override: str, done: Sequ
     """Empty a block that gets another type."""
     if place == KEEPS_OPTIONS:
         return
-    own = place[:-1]
-    lost = [p for p in done if len(p) > len(own) and p[: len(own)] == own and p != place]
-    if lost:
+    lost = _set_before(block, place, done)
+    if lost is not None:
         raise UsageError(
-            f"{override!r} is another type, and drops {'.'.join(map(str, lost[0]))}, which is set before it; "
+            f"{override!r} is another type, and drops {'.'.join(map(str, lost))}, which is set before it; "
             "set the type first, then the options of that type"
         )
     block.clear()
+
+
+def _set_before(block: dict[str, Any], place: Place, done: Sequence[Place]) -> Place | None:
+    """An option of the block that an override has set: by itself, or with all that it is in."""
+    own = place[:-1]
+    for name in block:
+        option = (*own, name)
+        for p in done:
+            if option != place and p[: len(option)] == option[: len(p)]:
+                return p if len(p) > len(option) else option
+    return None
 
 
 def _index(items: list[Any], key: str, override: str) -> int:

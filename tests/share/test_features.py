@@ -2,6 +2,8 @@
 
 import io
 import re
+import threading
+import time
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from vlmkit.data.batch import pixel_batches
 from vlmkit.data.collate import Collator
 from vlmkit.data.sample import Sample
 from vlmkit.errors import VlmkitError
+from vlmkit.share import features
 from vlmkit.share.features import FeatureFile, StoredFeatures, image_bytes, split_images
 from vlmkit.train.metrics import read_metrics
+from vlmkit_retrieval.lock import FileLock
 
 # Of a batch and of its images alone: other orders of sums. Features here are of size 1.
 CLOSE = 1e-5
@@ -62,10 +66,10 @@ def stored(tmp_path):
     return make
 
 
-def differences(features, others):
+def differences(seen, others):
     """The largest difference of patches and vectors, after everything else was found equal."""
     found = []
-    for one, other in zip(features, others, strict=True):
+    for one, other in zip(seen, others, strict=True):
         assert torch.equal(one.grids_I2, other.grids_I2)
         assert torch.equal(one.image_of_view_I, other.image_of_view_I)
         assert (one.pooled_BE is None) == (other.pooled_BE is None)
@@ -127,8 +131,8 @@ def test_images_are_split_as_they_were_put_together(frozen, pictures):
 
 def test_the_size_is_known_before(frozen, stored, pictures):
     model = frozen("retrieval")
-    (features,) = stored(model)(*pixels_of(model, pictures[:1]))
-    numbers = features.patches_TV.numel() + features.pooled_BE.numel()
+    (seen,) = stored(model)(*pixels_of(model, pictures[:1]))
+    numbers = seen.patches_TV.numel() + seen.pooled_BE.numel()
     assert image_bytes(model.vision_encoder, (16, 16, 0)) == 4 * numbers
 
 
@@ -142,11 +146,11 @@ def test_a_full_file_is_told_once_and_changes_no_feature(frozen, stored, picture
 
 def test_a_damaged_file_is_named(frozen, stored, pictures):
     model = frozen("square")
-    features = stored(model)
-    features(*pixels_of(model, pictures[:1]))
-    features.files[0]._blobs._open[1].execute("UPDATE blobs SET content = x'00'")
+    seen = stored(model)
+    seen(*pixels_of(model, pictures[:1]))
+    seen.files[0]._blobs._open[1].execute("UPDATE blobs SET content = x'00'")
     with pytest.raises(VlmkitError, match=r"a0\.sqlite is damaged"):
-        features(*pixels_of(model, pictures[:1]))
+        seen(*pixels_of(model, pictures[:1]))
 
 
 def test_an_encoder_that_trains_is_refused(frozen, stored):
@@ -164,14 +168,51 @@ class TestRuns:
         share = tmp_path / "share"
         first, notes = train(make_recipe("first", [stages[2]]), share)
         assert notes == []
-        (features,) = (share / "features").glob("*.sqlite")
-        before = features.read_bytes()
+        (file,) = (share / "features").glob("*.sqlite")
+        before = file.read_bytes()
         again, _ = train(make_recipe("again", [stages[2]]), share)
         assert_equal_runs(first, again)
-        assert features.read_bytes() == before
+        assert file.read_bytes() == before
         alone, _ = train(make_recipe("alone", [stages[2]]))
         mine, theirs = ([r["loss"] for r in read_metrics(p / "metrics.jsonl")] for p in (first, alone))
         assert mine == pytest.approx(theirs, abs=1e-5)
+
+    def test_seconds_of_a_step_are_without_frozen_encoders(
+        self, make_recipe, train, stages, tmp_path, monkeypatch
+    ):
+        """Whether a run encodes, waits for another that does, or reads: its steps are the same work."""
+        encode, slow = features.encode_alone, 0.05
+
+        def encode_slowly(*args):
+            time.sleep(slow)
+            return encode(*args)
+
+        monkeypatch.setattr(features, "encode_alone", encode_slowly)
+        rows = {
+            name: read_metrics(train(make_recipe(name, [stages[2]]), tmp_path / "share")[0] / "metrics.jsonl")
+            for name in ("encodes", "reads")
+        }
+        spent = {
+            name: [sum(row[key] for row in own) for key in ("seconds", "features_seconds")]
+            for name, own in rows.items()
+        }
+        # Three steps over four images each; the mirrored ones are images of their own.
+        assert spent["encodes"][1] > 10 * slow > spent["reads"][1] > 0
+        assert max(seconds for seconds, _ in spent.values()) < 10 * slow
+        alone, _ = train(make_recipe("alone", [stages[2]]))
+        assert all("features_seconds" not in row for row in read_metrics(alone / "metrics.jsonl"))
+
+    def test_waiting_for_another_run_is_no_time_of_a_step(self, frozen, stored, pictures):
+        model = frozen("square")
+        seen = stored(model)
+        given = pixels_of(model, pictures)
+        lock = FileLock(seen.files[0].path.with_suffix(".lock"), "other")
+        timer = threading.Timer(0.3, lock.release)
+        timer.start()
+        began = time.perf_counter()
+        seen(*given)
+        took = time.perf_counter() - began
+        assert 0.3 < seen.seconds <= took < seen.seconds + 0.1
 
     def test_what_has_no_room_is_said_and_the_stage_runs_without(self, make_recipe, train, stages, tmp_path):
         recipe = make_recipe("run", [stages[2]])

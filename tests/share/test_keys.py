@@ -1,10 +1,13 @@
 """Which settings change the key of a stage, and which do not."""
 
+from datetime import date
+
 import pytest
 import torch
 from accelerate import Accelerator
 
 from vlmkit.assemble import assemble
+from vlmkit.share import keys
 from vlmkit.share.stages import StageWork, stage_key
 from vlmkit.train.loop import StageRun
 from vlmkit.train.metrics import MetricsFile, Silent
@@ -69,8 +72,8 @@ def test_what_matters_to_a_contrastive_stage_changes_its_key(key_of, stages, enc
         "text tower": {"change": lambda m: setattr(m.vision_encoder._text_tower, "fingerprint", "b")},
         "steps": {"stages": [{**first, "steps": 4}, second]},
     }
-    keys = {what: key_of(**options) for what, options in other.items()}
-    assert len({base, *keys.values()}) == 1 + len(other), keys
+    found = {what: key_of(**options) for what, options in other.items()}
+    assert len({base, *found.values()}) == 1 + len(other), found
 
 
 def test_everything_matters_to_a_next_token_stage(key_of, stages):
@@ -85,15 +88,48 @@ def test_everything_matters_to_a_next_token_stage(key_of, stages):
         "prompt": {"stages": [{**both[0], "prompt": "vicuna_v1"}, both[1]]},
         "chat template": {"change": lambda m: setattr(m.processor.tokenizer, "chat_template", "x")},
     }
-    keys = {what: key_of(stages=both, **o) if "stages" not in o else key_of(**o) for what, o in other.items()}
-    assert len({base, *keys.values()}) == 1 + len(other), keys
+    found = {
+        what: key_of(stages=both, **o) if "stages" not in o else key_of(**o) for what, o in other.items()
+    }
+    assert len({base, *found.values()}) == 1 + len(other), found
 
 
 def test_a_budget_of_image_tokens_ties_the_pixels_to_the_connector(make_recipe, key_of):
     """The connector counts tokens, and an image that takes too many is made smaller."""
     budget = {"image_tokens": {"per_image": 16}}
-    keys = {key_of(model_options=budget, connector={"depth": depth}) for depth in (1, 2)}
-    assert len(keys) == 2
+    found = {key_of(model_options=budget, connector={"depth": depth}) for depth in (1, 2)}
+    assert len(found) == 2
+
+
+def test_a_template_that_states_the_date_ties_a_next_token_stage_to_its_day(key_of, stages, monkeypatch):
+    def dated(model):
+        model.processor.tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}"
+
+    both, found = [{**stages[1], "name": "first"}, stages[1]], []
+    for day in (date(2025, 3, 1), date(2025, 3, 2)):
+        monkeypatch.setattr(keys, "today", lambda day=day: day)
+        found.append((key_of(stages=both), key_of(dated, stages=both)))
+    (plain, first), (same, second) = found
+    assert plain == same and first != second
+
+
+def test_weights_that_were_changed_behind_their_versions_change_the_key(tiny_vlm, encoder):
+    """Through `.data` no counter moves, so a fingerprint that is kept would be that of the old weights."""
+    vit = tiny_vlm(encoder={k: v for k, v in encoder.items() if k != "text_tower"}).vision_encoder
+    stated = vit.fingerprint
+    before = keys.encoder_facts(vit)
+    vit.positions.data.add_(1.0)
+    assert vit.fingerprint == stated, "else nothing is proved"
+    assert keys.encoder_facts(vit) != before
+
+
+@pytest.mark.parametrize("package", ["timm", "torchvision", "bitsandbytes"])
+def test_packages_that_compute_are_in_the_key(monkeypatch, package):
+    """Encoders of timm, resizing, layers in 4 bits."""
+    before = keys.machine(torch.device("cpu"), "no")
+    version = keys._version
+    monkeypatch.setattr(keys, "_version", lambda name: "0" if name == package else version(name))
+    assert keys.machine(torch.device("cpu"), "no") != before
 
 
 def test_threads_change_the_key(key_of):

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from dataclasses import replace
+from datetime import date
 
 import pytest
 from torch.utils.data import DataLoader
@@ -13,6 +14,7 @@ from vlmkit.data.prompts import PROMPTS
 from vlmkit.data.tokens import TokenRow, expand, tokenize
 from vlmkit.errors import VlmkitError
 from vlmkit.llm.words import build_words_tokenizer
+from vlmkit.share import keys
 from vlmkit.share.keys import tokens_key
 from vlmkit.share.tokens import BATCH, SharedRows
 
@@ -126,12 +128,25 @@ def test_what_matters_changes_the_key(rules):
     words = replace(base, tokenizer=build_words_tokenizer(["other words"]))
     template = replace(base, tokenizer=copy.deepcopy(base.tokenizer))
     template.tokenizer.chat_template += " "
-    keys = [
+    found = [
         tokens_key(base, "chat_template"),
         tokens_key(base, "vicuna_v1"),
         *[tokens_key(r, "chat_template") for r in (rules(eos_weight=0.5), words, template)],
     ]
-    assert len(set(keys)) == len(keys)
+    assert len(set(found)) == len(found)
+
+
+def test_a_template_that_states_the_date_is_of_its_day(rules, monkeypatch):
+    """Rows that were tokenised yesterday hold yesterday's date; other templates do not look at it."""
+    base = rules()
+    dated = replace(base, tokenizer=copy.deepcopy(base.tokenizer))
+    dated.tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + base.tokenizer.chat_template
+    found = {}
+    for day in (date(2025, 3, 1), date(2025, 3, 2)):
+        monkeypatch.setattr(keys, "today", lambda day=day: day)
+        found[day] = [tokens_key(own, "chat_template") for own in (base, dated)]
+    (plain, first), (same, second) = found.values()
+    assert plain == same and first != second
 
 
 def test_a_damaged_file_is_named(tmp_path, samples):

@@ -45,6 +45,14 @@ def test_all_errors_of_all_recipes_come_together(recipe_file):
     assert 'model.connector.type="mlp", stages.last.batch_size=0' in said
 
 
+def test_values_that_would_share_a_folder_are_refused(recipe_file):
+    vary = {"stages.last.batch_size": [4, "4"]}
+    with pytest.raises(UsageError) as raised:
+        make_grid(Request(str(recipe_file), (), vary))
+    said = str(raised.value)
+    assert 'stages.last.batch_size=4 and stages.last.batch_size="4"' in said and "batch_size-4_seed-3" in said
+
+
 def test_candidates_are_of_the_first_seed_and_on_validation_data(recipe_file):
     grid = make_grid(Request(str(recipe_file), (), POOLS, 3, RATES, VALIDATION))
     assert [len(tried) for tried in grid.candidates] == [2, 2]
@@ -57,6 +65,24 @@ def test_candidates_are_of_the_first_seed_and_on_validation_data(recipe_file):
 @pytest.mark.parametrize("on_top", [[], ["evaluate.data.limit=1"], ["stages.last.steps=1"]])
 def test_tuning_never_looks_at_the_test_data(recipe_file, on_top):
     with pytest.raises(UsageError, match=r"choose by the data of the final evaluation.*split=val"):
+        make_grid(Request(str(recipe_file), (), POOLS, 1, RATES, on_top))
+
+
+def test_tuning_never_looks_at_some_of_the_test_data(recipe_file):
+    """Blocks that differ may name the same questions; the first image of `val` has nine."""
+    overrides = ["evaluate.data.split=val", "evaluate.data.limit=1"]
+    both = Request(str(recipe_file), overrides, POOLS, 1, RATES, ["evaluate.data.split=train+val"])
+    with pytest.raises(
+        UsageError, match=r"final evaluation .*: (\d+) of its \1 questions are in .*train\+val"
+    ):
+        make_grid(both)
+    apart = Request(str(recipe_file), overrides, POOLS, 1, RATES, ["evaluate.data.split=train"])
+    assert len(make_grid(apart).candidates) == 2
+
+
+def test_tuning_is_compared_with_the_test_data_or_refused(recipe_file):
+    on_top = ["evaluate.data={type: llava_json, path: missing.json, image_folder: .}"]
+    with pytest.raises(UsageError, match=r"cannot be looked for .*missing\.json"):
         make_grid(Request(str(recipe_file), (), POOLS, 1, RATES, on_top))
 
 

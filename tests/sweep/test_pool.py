@@ -11,12 +11,13 @@ import pytest
 from vlmkit.errors import VlmkitError
 from vlmkit.sweep.grid import Place, make_grid
 from vlmkit.sweep.lock import locked
-from vlmkit.sweep.measure import CONNECTOR, EXACT, MEMORY, SECONDS, SPEED, TOKENS
+from vlmkit.sweep.measure import CONNECTOR, EXACT, FEATURES, MEMORY, SECONDS, SPEED, TOKENS
 from vlmkit.sweep.process import TrainProcess, command, read_record
 from vlmkit.sweep.request import Request
 from vlmkit.sweep.run import sweep
 from vlmkit.sweep.tables import combine, markdown_table
 from vlmkit.train.loop import Interrupted
+from vlmkit.train.metrics import read_metrics
 
 VARY = {"model.connector.pool": [1, 2]}
 NAMES = [f"pool-{pool}_seed-{seed}" for pool in (1, 2) for seed in (3, 4)]
@@ -53,7 +54,7 @@ def test_one_that_dies_ends_no_other_and_is_tried_again(stand_in, request_, star
     stand_in(**{NAMES[0]: {"says": says}, NAMES[2]: {"signal": signal.SIGKILL}})
     swept = sweep(request_, tmp_path / "s", 2)
     assert not swept.whole
-    assert [row.status for row in swept.rows] == ["failed", "finished", "failed", "finished"]
+    assert [row.status for row in swept.rows] == ["failed", "finished", "killed", "finished"]
     read = table(tmp_path / "s")
     assert read[NAMES[0]]["error"] == "vlmkit: loss nan in a step with samples a, b"
     assert "SIGKILL" in read[NAMES[2]]["error"] and read[NAMES[0]]["exact match"] == ""
@@ -89,6 +90,22 @@ def test_figures_are_those_of_the_run(stand_in, request_, template, tmp_path):
     assert lines[2].startswith("| 1 | 50.00% (25.00% to 75.00%) | 25.00% | 12.50% | 4 |")
     assert lines[3].startswith("| 2 | 50.00% | 25.00% |")
     assert (tmp_path / "s/plot.png").stat().st_size > 10_000
+
+
+def test_features_that_were_stored_have_a_column_and_a_note(stand_in, request_, tmp_path):
+    """Their time is in no other figure, so a table has to say that encoders are not in its speed."""
+    stand_in()
+    sweep(request_, tmp_path / "s")
+    assert FEATURES not in (tmp_path / "s/table.md").read_text()
+    for name in NAMES[:2]:
+        file = tmp_path / "s/runs" / name / "metrics.jsonl"
+        rows = [{**row, "features_seconds": 0.25} for row in read_metrics(file) if row["stage"] == "last"]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    swept = sweep(request_, tmp_path / "s")
+    assert [row.figures.get(FEATURES) for row in swept.rows] == [0.5, 0.5, None, None]
+    assert swept.rows[0].figures[SPEED] == swept.rows[2].figures[SPEED] == 5.0
+    written = (tmp_path / "s/table.md").read_text()
+    assert f"| {FEATURES} |" in written and "2 of 4 runs" in written and "without frozen encoders" in written
 
 
 def test_more_seeds_and_values_repeat_nothing(stand_in, request_, recipe_file, started, tmp_path):

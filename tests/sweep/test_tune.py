@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 
 from vlmkit.sweep.measure import EXACT, Row
 from vlmkit.sweep.request import Request
@@ -21,6 +22,7 @@ def test_the_first_of_the_best_is_chosen():
     assert choose([row(1, 0.5), row(2, status="failed")]) == {LR: 1}
     assert choose([row(1, status="failed")]) is None
     assert choose([row(1, 0.5), row(2, status="interrupted")]) is None
+    assert choose([row(1, 0.5), row(2, status="killed")]) is None
 
 
 def test_runs_use_what_was_best_for_their_combination(stand_in, recipe_file, started, tmp_path):
@@ -76,3 +78,23 @@ def test_a_candidate_that_fails_has_lost_and_without_any_there_is_no_run(
     assert again.whole and [row.tuned[LR] for row in again.rows] == [0.01, 0.001]
     retried = {"pool-2_lr-0.001_seed-3", "pool-2_lr-0.01_seed-3", "pool-2_seed-3"}
     assert set(started(tmp_path)[5:]) == retried, "a choice that is made stays"
+
+
+def test_a_candidate_that_was_killed_has_not_lost(stand_in, recipe_file, started, tmp_path):
+    """Memory that ran out says nothing about a value: nothing is chosen until it has run to its end."""
+    killed = "pool-1_lr-0.01_seed-3"
+    stand_in(**{killed: {"signal": signal.SIGKILL}})
+    vary, on_top = {"model.connector.pool": [1, 2]}, ["evaluate.data.split=val"]
+    request = Request(str(recipe_file), (), vary, 1, {LR: RATES[:2]}, on_top)
+    swept = sweep(request, tmp_path, 1)
+    assert [r.status for r in swept.tuning] == ["finished", "killed", "finished", "finished"]
+    assert swept.rows[0].status == "failed" and swept.rows[1].status == "finished"
+    assert killed in swept.rows[0].error and "SIGKILL" in swept.rows[0].error
+    assert "the same command tries it again" in swept.rows[0].error
+    assert f"{killed} failed: ended by SIGKILL" in (tmp_path / "tuning.md").read_text()
+
+    before = len(started(tmp_path))
+    stand_in(**{killed: {"score": 0.75}})
+    again = sweep(request, tmp_path, 1)
+    assert again.whole and again.rows[0].tuned == {LR: 0.01}
+    assert started(tmp_path)[before:] == [killed, "pool-1_seed-3"]

@@ -49,16 +49,25 @@ def test_families_of_language_models_share_their_sizes():
     assert changed("model.llm.type=qwen2")["model"]["llm"] == {"type": "qwen2", "hidden_size": 16}
 
 
-@pytest.mark.parametrize("first", ["model.connector.depth=3", "model.connector={type: mlp, pool: 4}"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "model.connector.depth=3",
+        "model.connector={type: mlp, depth: 3}",
+        "model={connector: {type: mlp, depth: 3}}",
+    ],
+)
 def test_an_option_that_was_set_is_not_dropped_unsaid(first):
-    if first.startswith("model.connector="):
-        # A whole block is what the type then changes.
-        assert changed(first, "model.connector.type=x")["model"]["connector"] == {"type": "x"}
-        return
+    """Alone, with its block, or with what the block is in."""
     with pytest.raises(
         UsageError, match=r"drops model\.connector\.depth, which is set before it; set the type"
     ):
         changed(first, "model.connector.type=perceiver")
+
+
+def test_a_block_that_was_set_without_options_loses_none():
+    made = changed("model.connector={type: mlp}", "model.connector.type=x")
+    assert made["model"]["connector"] == {"type": "x"}
 
 
 def test_a_list_item_by_name_and_by_number_is_the_same_item():

@@ -253,7 +253,7 @@ class WidenedOutputs(Right):
 
 
 class FingerprintOfTheConfiguration(Right):
-    def _compute_fingerprint(self):
+    def compute_fingerprint(self):
         return str(hash(str(self.config)))
 
 

@@ -101,7 +101,7 @@ class TrainConsole:
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """See `Reporter.step`."""
         work, unit = (values["tokens"], "tokens/s") if values["tokens"] else (values["images"], "images/s")
-        speed = work / values["seconds"]
+        speed = work / (values["seconds"] + values.get("features_seconds", 0.0))
         self.rate = speed if not self.rate else 0.9 * self.rate + 0.1 * speed
         text = f"loss {values['loss']:.4f}  lr x{values['lr']:.2f}  {self.rate:,.0f} {unit}"
         task = self.tasks[self.current]

@@ -233,7 +233,7 @@ class VisionEncoder(nn.Module, ABC):
         tensors = self.state_dict(keep_vars=True).values()
         state = tuple((t.data_ptr(), t.dtype, t._version) for t in tensors)
         if self._fingerprint[0] != state:
-            self._fingerprint = (state, self._compute_fingerprint())
+            self._fingerprint = (state, self.compute_fingerprint())
         return self._fingerprint[1]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -242,7 +242,8 @@ class VisionEncoder(nn.Module, ABC):
         applied: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return applied
 
-    def _compute_fingerprint(self) -> str:
+    def compute_fingerprint(self) -> str:
+        """`fingerprint`, made anew: also right after a change of tensors that torch does not count."""
         text = self.text_tower().fingerprint if self.text_tower_ref else None
         config = {k: v for k, v in self.config.items() if k != "text_tower"}
         described = {"family": self.family, "spec": asdict(self.spec), "config": config, "text_tower": text}

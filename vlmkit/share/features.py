@@ -7,6 +7,7 @@ the retrieval space.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,17 +80,21 @@ class StoredFeatures:
 
     Each image is encoded alone: its features are a function of its pixels and of nothing else, so it does not
     matter which run computed them, in which batch or order. They differ in the last bits from those of a
-    batch.
+    batch. What does depend on it is the time, which is counted here for the step to leave out.
 
     Args:
         encoders: Frozen.
         files: One an encoder.
+
+    Attributes:
+        seconds: Spent here so far: looking up, waiting for another run, encoding.
     """
 
     def __init__(self, encoders: Sequence[VisionEncoder], files: Sequence[FeatureFile]) -> None:
         assert not any(p.requires_grad for encoder in encoders for p in encoder.parameters())
         self.encoders = encoders
         self.files = files
+        self.seconds = 0.0
 
     def __call__(self, pixel_values: Tensor, image_sizes: Tensor) -> list[VisionFeatures]:
         """See `VLM.encode_images`.
@@ -98,11 +103,17 @@ class StoredFeatures:
             pixel_values: (B, P).
             image_sizes: (B, K, 3).
         """
+        if pixel_values.is_cuda:
+            # What is queued there belongs to the step.
+            torch.cuda.synchronize(pixel_values.device)
+        began = time.perf_counter()
         batches = pixel_batches(pixel_values, image_sizes, [encoder.spec for encoder in self.encoders])
-        return [
+        found = [
             _together(file.features(encoder, split_images(batch)))
             for encoder, file, batch in zip(self.encoders, self.files, batches, strict=True)
         ]
+        self.seconds += time.perf_counter() - began
+        return found
 
 
 def split_images(batch: PixelBatch) -> list[PixelBatch]:

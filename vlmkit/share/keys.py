@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -28,7 +29,12 @@ from vlmkit.encoders.text import tensors_hash, text_hash
 if TYPE_CHECKING:
     from vlmkit.vlm import VLM
 
-PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "numpy", "pillow")
+PACKAGES = (
+    "torch", "torchvision", "transformers", "tokenizers", "timm", "accelerate", "peft", "bitsandbytes",
+    "numpy", "pillow",
+)  # fmt: skip
+# What a chat template calls to know the day, see `transformers.utils.chat_template_utils`.
+NOW = "strftime_now"
 
 
 def digest(facts: Mapping[str, Any]) -> str:
@@ -85,8 +91,11 @@ def _kind(part: nn.Module) -> list[str]:
 
 
 def encoder_facts(encoder: VisionEncoder) -> list[str]:
-    """Tensors as they are now, configuration and preprocessing, text tower."""
-    return [encoder.fingerprint, *_kind(encoder)]
+    """Tensors as they are now, configuration and preprocessing, text tower.
+
+    They are hashed anew: a fingerprint that is kept does not see what was written through `.data`.
+    """
+    return [encoder.compute_fingerprint(), *_kind(encoder)]
 
 
 def encoders_facts(model: VLM) -> list[list[str]]:
@@ -107,12 +116,22 @@ def model_facts(model: VLM) -> dict[str, Any]:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """Vocabulary, rules, special tokens and chat template of a fast tokenizer."""
+    """Vocabulary, rules, special tokens and chat template of a fast tokenizer.
+
+    A template that states the date makes other rows on another day, so it is hashed with today's.
+    """
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     # State of the last call, no property of the tokenizer.
     rules = {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}
     named = {"class": type(tokenizer).__name__, "special": tokenizer.special_tokens_map}
-    return digest({**named, "rules": rules, "template": tokenizer.chat_template})
+    # There may be several templates, by name.
+    day = {"day": today().isoformat()} if NOW in str(tokenizer.chat_template) else {}
+    return digest({**named, "rules": rules, "template": tokenizer.chat_template, **day})
+
+
+def today() -> date:
+    """The day that a chat template is told."""
+    return date.today()
 
 
 def tokens_key(rules: TextRules, prompt: str) -> str:
@@ -136,15 +155,19 @@ def data_hash(samples: Sequence[Sample]) -> str:
 def _facts_of(sample: Sample) -> Iterator[Any]:
     yield sample.id, sample.captions
     for source in sample.images:
-        yield hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else _file_facts(source)
+        yield image_facts(source)
     for conversation in sample.conversations:
         for message in conversation:
             yield message.role, message.parts, message.weight
 
 
-def _file_facts(path: Path) -> tuple[str, int, int]:
+def image_facts(source: Path | bytes) -> str | tuple[str, int, int]:
+    """What tells an image from others: its bytes, or path, size and time of change of its file."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    path = str(source.absolute())
     try:
-        stat = path.stat()
+        stat = source.stat()
     except OSError:  # a missing image is the collator's to report
-        return (str(path.absolute()), -1, -1)
-    return (str(path.absolute()), stat.st_size, stat.st_mtime_ns)
+        return (path, -1, -1)
+    return (path, stat.st_size, stat.st_mtime_ns)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from vlmkit.assemble import check_blocks
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.recipe import Block, Recipe, load_recipe
+from vlmkit.sweep.overlap import refuse_overlaps
 from vlmkit.sweep.request import Request
 from vlmkit.sweep.values import Values, as_overrides, combinations, slug
 
@@ -134,24 +135,27 @@ def make_grid(request: Request) -> Grid:
     if errors:
         lines = [f"{'; '.join(dict.fromkeys(where))}:\n  {said}" for said, where in errors.items()]
         raise UsageError("the sweep cannot start:\n" + "\n".join(lines))
-    for tried, runs in zip(grid.candidates, grid.runs):
-        _refuse_test_data(tried, runs[0])
+    _refuse_one_name([job for jobs in (*grid.candidates, *grid.runs) for job in jobs])
+    pairs = [(job, runs[0]) for tried, runs in zip(grid.candidates, grid.runs) for job in tried]
+    refuse_overlaps([(_tested_on(job), _tested_on(run)) for job, run in pairs])
     return grid
 
 
-def _refuse_test_data(tried: Sequence[Job], run: Job) -> None:
-    """Tuning chooses by a score, which must not be that of the data the table is about."""
-    for job in tried:
-        chosen_by, final = job.recipe.evaluate, run.recipe.evaluate
-        if chosen_by is None or final is None:
-            raise UsageError("--tune chooses by the evaluation, and the recipe has none; add evaluate.data")
-        if _which(chosen_by.data) == _which(final.data):
-            raise UsageError(
-                f"--tune would choose by the data of the final evaluation ({final.data!r}); "
-                "name validation data, e.g. --tune-set evaluate.data.split=val"
+def _refuse_one_name(jobs: Sequence[Job]) -> None:
+    """Two jobs must not write into one folder: `1` and `"1"` are two values with one name."""
+    named: dict[tuple[Kind, str], Job] = {}
+    for job in jobs:
+        other = named.setdefault((job.kind, job.name), job)
+        if other is not job:
+            mine, others = (as_overrides({**own.varied, **own.tuned}) for own in (job, other))
+            first, second = (
+                ", ".join(t for t in a if t not in b) for a, b in ((others, mine), (mine, others))
             )
+            raise UsageError(f"{first} and {second} have one folder, {job.name}; leave one of them out")
 
 
-def _which(data: Block) -> dict[str, Any]:
-    """A data set; the first rows of one are of it."""
-    return {name: value for name, value in data.model_dump().items() if name != "limit"}
+def _tested_on(job: Job) -> Block:
+    """What tuning chooses by, or the table is about."""
+    if job.recipe.evaluate is None:
+        raise UsageError("--tune chooses by the evaluation, and the recipe has none; add evaluate.data")
+    return job.recipe.evaluate.data

@@ -24,7 +24,7 @@ from vlmkit.train.metrics import read_metrics
 # Names of figures; exact match by kind of question has the kind behind it.
 EXACT, BLIND, TOKENS, SEEN = "exact match", "blank image", "image tokens", "tokens looked at"
 CONNECTOR, ALL_PARTS, SPEED = "connector parameters", "all parameters", "images/s"
-MEMORY, SECONDS = "peak memory MB", "training s"
+MEMORY, SECONDS, FEATURES = "peak memory MB", "training s", "stored features s"
 # The first images stand for all.
 IMAGES = 32
 
@@ -50,6 +50,11 @@ class Row:
     status: str
     error: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended without a result, by its own error or by a signal."""
+        return self.status in ("failed", "killed")
 
 
 def measure(place: Place, job: Job) -> Row:
@@ -112,10 +117,15 @@ def _parameters(run: Path, processor: Processor) -> dict[str, float]:
 
 
 def _times(run: Path, recipe: Recipe) -> dict[str, float]:
-    """Images a second in the steps of the last stage, and the time of the steps of all stages."""
+    """Images a second in the steps of the last stage, and the time of the steps of all stages.
+
+    Features that runs share are not in them: the first run encodes, the next ones read what it has stored.
+    """
     rows = read_metrics(run / "metrics.jsonl")
     last = [row for row in rows if row["stage"] == recipe.stages[-1].name]
     spent = math.fsum(row["seconds"] for row in last)
     images = sum(row["images"] for row in last)
     speed = {SPEED: images / spent} if spent else {}
-    return {**speed, SECONDS: math.fsum(row["seconds"] for row in rows)}
+    stored = [row["features_seconds"] for row in rows if "features_seconds" in row]
+    features = {FEATURES: math.fsum(stored)} if stored else {}
+    return {**speed, SECONDS: math.fsum(row["seconds"] for row in rows), **features}

@@ -19,7 +19,8 @@ from vlmkit.sweep.grid import Job, Place
 from vlmkit.sweep.values import as_text
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
-Status = Literal["finished", "failed", "interrupted"]
+# `failed` is by its own error, `killed` by a signal: memory that ran out, say.
+Status = Literal["finished", "failed", "killed", "interrupted"]
 # Whether runs are told to share their work (`vlmkit train --share`).
 SHARE = True
 # What a process that was asked to stop ends with: by its own handler, or outside the steps by the signal.
@@ -139,10 +140,10 @@ class TrainProcess:
 
     def _record(self, code: int, peak_bytes: int, before: Record) -> Record:
         """This process added to those before it."""
-        ended: Status = "finished" if code == 0 else "interrupted" if code in STOPPED else "failed"
+        ended = _status(code)
         return Record(
             status=ended,
-            error=self._last_line(code) if ended == "failed" else "",
+            error=self._last_line(code) if ended in ("failed", "killed") else "",
             peak_bytes=max(peak_bytes, before.peak_bytes),
             seconds=time.monotonic() - self._began + before.seconds,
             processes=1 + before.processes,
@@ -155,6 +156,14 @@ class TrainProcess:
         if code < 0:
             return f"ended by {signal.Signals(-code).name}; the log is {self.log}"
         return (own or [line.strip() for line in lines if line.strip()] or [f"exit code {code}"])[-1]
+
+
+def _status(code: int) -> Status:
+    if code == 0:
+        return "finished"
+    if code in STOPPED:
+        return "interrupted"
+    return "killed" if code < 0 else "failed"
 
 
 def _text(log: Path, start: int) -> str:

@@ -13,7 +13,7 @@ from vlmkit.sweep.measure import Row
 from vlmkit.sweep.plot import plot_sweep
 from vlmkit.sweep.pool import Pool
 from vlmkit.sweep.request import Request, refuse_other, remember
-from vlmkit.sweep.tune import Choices
+from vlmkit.sweep.tune import Choices, why_open
 from vlmkit.train.loop import Interrupted
 from vlmkit.train.metrics import require_plots
 
@@ -24,7 +24,6 @@ NOTES = (
     "of the training process with its evaluation; MB are 10^6 bytes.",
 )
 TUNING_NOTE = "The best exact match on these data is chosen for each combination, the first of equal ones."
-UNTUNED = "no candidate of its tuning has finished"
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def sweep(request: Request, folder: Path, at_once: int = 1, watcher: Watcher | N
         remember(folder, request)
         work = _Work(request, Place(folder), at_once, lock, told)
         tuning = work.tune(grid)
-        return Swept(folder, work.train(grid), tuning)
+        return Swept(folder, work.train(grid, tuning), tuning)
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class _Work:
             choices.make(grid.candidates, ledger.rows)
         return list(ledger.rows.values())
 
-    def train(self, grid: Grid) -> list[Row]:
+    def train(self, grid: Grid, tuning: Sequence[Row]) -> list[Row]:
         """Run the jobs of the table; returns their rows."""
         choices = Choices(self.place)
         jobs = [self._tuned(job, choices) for runs in grid.runs for job in runs]
@@ -101,7 +100,7 @@ class _Work:
         ledger = Ledger(self.place, "table", jobs, [self._made_by(), *NOTES], self.watcher)
         for job in jobs:
             if job not in ready:
-                ledger.fail(job, UNTUNED)
+                ledger.fail(job, why_open([row for row in tuning if row.varied == job.varied]))
         try:
             # Every combination once, before any gets its second seed.
             self._run(ledger, sorted(ready, key=lambda job: job.seed))

@@ -14,6 +14,7 @@ from vlmkit.sweep.measure import (
     BLIND,
     CONNECTOR,
     EXACT,
+    FEATURES,
     MEMORY,
     SECONDS,
     SEEN,
@@ -24,7 +25,7 @@ from vlmkit.sweep.measure import (
 from vlmkit.sweep.values import Values, as_text, labels, shown
 
 SHARES = (EXACT, BLIND)
-LAST = (BLIND, TOKENS, SEEN, CONNECTOR, ALL_PARTS, SPEED, MEMORY, SECONDS)
+LAST = (BLIND, TOKENS, SEEN, CONNECTOR, ALL_PARTS, SPEED, MEMORY, SECONDS, FEATURES)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 def write_tables(folder: Path, name: str, rows: Sequence[Row], notes: Sequence[str]) -> None:
     """Write NAME.csv and NAME.md, the latter with notes below the table."""
-    below = "".join(f"\n{note}\n" for note in [*notes, *_failures(rows)])
+    below = "".join(f"\n{note}\n" for note in [*notes, *_stored(rows), *_failures(rows)])
     for ending, text in ((".csv", csv_table(rows)), (".md", markdown_table(rows) + below)):
         partial = folder / f"{name}{ending}.partial"
         partial.write_text(text, encoding="utf-8")
@@ -114,7 +115,19 @@ def write_tables(folder: Path, name: str, rows: Sequence[Row], notes: Sequence[s
 
 
 def _failures(rows: Sequence[Row]) -> list[str]:
-    return [f"{row.name} failed: {row.error}" for row in rows if row.status == "failed"]
+    return [f"{row.name} failed: {row.error}" for row in rows if row.failed]
+
+
+def _stored(rows: Sequence[Row]) -> list[str]:
+    """What the speed of runs is without; they may differ in it, where features had no room."""
+    used = [row for row in rows if FEATURES in row.figures]
+    finished = sum(row.status == "finished" for row in rows)
+    note = (
+        f"{len(used)} of {finished} runs have stored features of frozen encoders: their images/s and "
+        "training s are those of the steps without frozen encoders. The time for the features is in "
+        f"{FEATURES}; the first run encodes and the next ones read, so it compares no runs."
+    )
+    return [note] if used else []
 
 
 def keys(values: Iterable[Values]) -> list[str]:
@@ -133,7 +146,7 @@ def _shown(values: Values, key: str) -> str:
 
 def _runs(group: Combined) -> str:
     done = sum(row.status == "finished" for row in group.rows)
-    failed = sum(row.status == "failed" for row in group.rows)
+    failed = sum(row.failed for row in group.rows)
     total = len(group.rows)
     return f"{done}/{total}" + (f", {failed} failed" if failed else "")
 

@@ -20,13 +20,25 @@ FILE = "tuning.json"
 def choose(rows: Sequence[Row]) -> Values | None:
     """The values of the best candidate; None where none has a score, or one could still get it.
 
-    A candidate that failed has lost: a learning rate at which the loss is not finite is an outcome.
+    A candidate that failed has lost: a learning rate at which the loss is not finite is an outcome. One that
+    was killed has not: memory that ran out says nothing about its values.
     """
     if any(row.status not in ("finished", "failed") for row in rows):
         return None
     scored = [row for row in rows if EXACT in row.figures]
     # The first of equal ones: `max` keeps it.
     return max(scored, key=lambda row: row.figures[EXACT]).tuned if scored else None
+
+
+def why_open(rows: Sequence[Row]) -> str:
+    """Why `choose` has chosen none of these."""
+    killed = [row for row in rows if row.status == "killed"]
+    if not killed:
+        return "no candidate of its tuning has finished"
+    return (
+        f"its tuning is not decided: {killed[0].name} was {killed[0].error}; the same command tries it again "
+        "(with fewer --jobs where memory ran out)"
+    )
 
 
 class Choices:

@@ -132,9 +132,10 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
             factor = lr_factor(stage, step, steps)
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
-            began = time.perf_counter()
+            began, stored = time.perf_counter(), module.stored_seconds
             values = _step(wrapped, optimizer, module.weights, batches, run)
-            values |= {"lr": factor, "seconds": time.perf_counter() - began}
+            took = time.perf_counter() - began
+            values |= {"lr": factor, **_seconds(took, stored, module.stored_seconds)}
             run.metrics.write({"stage": stage.name, "step": step + 1, **values})
             run.reporter.step(step + 1, values)
             due = stage.checkpoint_every and (step + 1) % stage.checkpoint_every == 0
@@ -194,6 +195,13 @@ def _step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return {"loss": loss_value, **values, "grad_norm": norm, **_counts(batches)}
+
+
+def _seconds(took: float, before: float | None, after: float | None) -> Values:
+    """The time of a step, without what features that runs share took of it: that depends on other runs."""
+    if before is None or after is None:
+        return {"seconds": took}
+    return {"seconds": took - (after - before), "features_seconds": after - before}
 
 
 def _counts(batches: list[Batch]) -> Values:

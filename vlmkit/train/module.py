@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vlmkit.data.batch import Batch, listed_images, numbers_of
 from vlmkit.objectives import IGNORE, ContrastiveHead, caption_targets, objective_weights, token_loss
 from vlmkit.recipe import Stage
+from vlmkit.share.features import StoredFeatures
 from vlmkit.train.stage import PARTS, part_module
 from vlmkit.vlm import VLM
 from vlmkit_connectors import VisionFeatures
@@ -52,6 +53,11 @@ class StageModule(nn.Module):
         if self.contrastive is not None:
             losses["contrastive"] = self._contrastive(batch, features)
         return losses
+
+    @property
+    def stored_seconds(self) -> float | None:
+        """Seconds spent so far on features that runs share; None where the encoders run in the steps."""
+        return self.encode.seconds if isinstance(self.encode, StoredFeatures) else None
 
     def _features(self, batch: Batch) -> list[VisionFeatures] | None:
         if batch.pixel_values is None:
