@@ -31,6 +31,13 @@ DINO = {"type": "dinov2", "vision_config": {**SIZE, "image_size": 24}, "layout":
 SIGLIP = {"type": "siglip", "vision_config": {**WITH_MLP, "image_size": 16}}
 VISION = {"fixed": [VIT], "native": [NATIVE], "two fused": [DINO, SIGLIP]}
 NEW = {"max_new_tokens": 6}
+# Other forms of a connector, by options over its tiny ones.
+ALSO = [
+    ("mllama", {"resampler": "perceiver", "num_latents": 4, "depth": 1}),
+    ("qformer", {"question": True}),
+]
+FORMS = [*((name, {}) for name in CONNECTORS), *ALSO]
+FORM_NAMES = [" ".join([name, *map(str, own.values())][:2]) for name, own in FORMS]
 
 
 class Watch(Silent):
@@ -59,20 +66,26 @@ class Watch(Silent):
         return {name for name in names if not torch.equal(before[name], after[name])}
 
 
-def recipe_of(tiny_recipe, connector, vision, output, splice=None):
+def recipe_of(tiny_recipe, form, vision, output, splice=None):
     """Two steps of the connector alone, then two of all parts, each on all rows."""
     rate = {"lr": 1e-2}
     stage = {"steps": 2, "batch_size": 6, "warmup": 0, "schedule": "constant", "checkpoint_every": 0}
     alone = {**stage, "name": "alone", "train": {"connector": rate}}
     together = {**stage, "name": "together", "train": dict.fromkeys(("encoder", "connector", "llm"), rate)}
     raw = tiny_recipe(stages=[alone, together], output=str(output), splice=splice).model_dump()
-    options = CONNECTORS[connector].tiny_options()
+    connector, own = form
+    options = CONNECTORS[connector].tiny_options() | own
     raw["model"] |= {"encoders": VISION[vision], "connector": {"type": connector, **options}}
     return Recipe.model_validate(raw)
 
 
-@pytest.fixture(scope="module", params=[(c, v) for c in CONNECTORS for v in VISION], ids=" ".join)
-def run(request, tiny_recipe, tmp_path_factory, roughen):
+@pytest.fixture(scope="module", params=VISION)
+def vision(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=FORMS, ids=FORM_NAMES)
+def run(request, vision, tiny_recipe, tmp_path_factory, roughen):
     """A finished run: what moved while it trained, its model, the model loaded, and one with rough weights.
 
     After two steps a gate or a latent hardly matters; with rough weights all do.
@@ -85,7 +98,7 @@ def run(request, tiny_recipe, tmp_path_factory, roughen):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_run, "assemble", kept)
-        recipe = recipe_of(tiny_recipe, *request.param, tmp_path_factory.mktemp("run") / "run")
+        recipe = recipe_of(tiny_recipe, request.param, vision, tmp_path_factory.mktemp("run") / "run")
         path = train_run.train_recipe(recipe, reporter=watch).path
     loaded = VLM.from_pretrained(path).eval()
     rough = roughen(copy.deepcopy(loaded))
@@ -176,7 +189,7 @@ MARKS = {"row_separator": True, "image_start": True, "image_end": True}
 @pytest.mark.parametrize("connector", CONNECTORS)
 def test_marks_go_with_every_connector(tiny_recipe, tmp_path, queries, connector):
     """The model compares what is counted with what is produced. Rows need a grid, and marks a sequence."""
-    marked = [recipe_of(tiny_recipe, connector, "native", tmp_path, own) for own in (None, MARKS)]
+    marked = [recipe_of(tiny_recipe, (connector, {}), "native", tmp_path, own) for own in (None, MARKS)]
     plain = assemble(marked[0])
     if isinstance(plain.connector, LayerInjection) or plain.connector.token_grid((4, 5)) is None:
         with pytest.raises(UsageError, match=r"model\.splice|not in the sequence"):
@@ -186,3 +199,18 @@ def test_marks_go_with_every_connector(tiny_recipe, tmp_path, queries, connector
     rows = plain.connector.token_grid((4, 5))[0]
     assert model.count_tokens((50, 40)) == plain.count_tokens((50, 40)) + rows + 2
     assert torch.isfinite(logits(model, queries)).all()
+
+
+@pytest.mark.parametrize("fusion", ["interleave", "groups"])
+@pytest.mark.parametrize("form", FORMS, ids=FORM_NAMES)
+def test_what_is_counted_is_produced_by_fused_encoders(tiny_recipe, tmp_path, queries, form, fusion):
+    """For views of several kinds; the model compares both. Blocks in the language model take one run."""
+    raw = recipe_of(tiny_recipe, form, "native", tmp_path).model_dump()
+    for layout in ("square", "native", {"type": "tiles", "max_tiles": 3}):
+        raw["model"] |= {"fusion": fusion, "encoders": [{**NATIVE, "layout": layout}] * 2}
+        if issubclass(CONNECTORS[form[0]], LayerInjection):
+            with pytest.raises(UsageError, match=f"fusion.*{fusion}"):
+                assemble(Recipe.model_validate(raw))
+            continue
+        model = assemble(Recipe.model_validate(raw)).eval()
+        assert torch.isfinite(logits(model, queries)).all()

@@ -401,6 +401,19 @@ def test_marks_in_the_sequence_are_refused(tiny_recipe, name, mark):
         assemble(Recipe.model_validate(raw))
 
 
+@pytest.mark.parametrize("name", ["gated_cross_attention", "mllama"])
+def test_latents_form_no_grid_for_a_mosaic(tiny_recipe, name):
+    """Said when the model is built, not with the first image; patches form one."""
+    raw = tiny_recipe().model_dump()
+    raw["model"]["encoders"][0]["layout"] = {"type": "anyres", "newline": False}
+    wrong = r"layout puts tiles together .* form none; .*\(mllama|with resampler: none, or the layout tiles"
+    with pytest.raises(UsageError, match=wrong):
+        raw["model"]["connector"] = {"type": name, "every": 1, "resampler": "perceiver"}
+        assemble(Recipe.model_validate(raw))
+    raw["model"]["connector"]["resampler"] = "none"
+    assert assemble(Recipe.model_validate(raw)).count_given((32, 16)) > 16
+
+
 def test_a_question_about_attention_is_refused(model, noise):
     from vlmkit.look.answer import looked_at
     from vlmkit.look.attention import NotPossible

@@ -60,7 +60,10 @@ def assemble(recipe: Recipe) -> VLM:
     )
     model = VLM(config, encoders, language_model)
     # Parts that do not fit together are found here, not with the first image.
-    model.count_tokens((model.spec.image_size, model.spec.image_size))
+    square = (model.spec.image_size, model.spec.image_size)
+    model.count_tokens(square)
+    # Of tokens that stay outside the sequence the marker counts alone, and a layout may need their grid, too.
+    model.count_given(square)
     model.processor = Processor.from_config(config, tokenizer)
     _set_generation(model, tokenizer)
     return model

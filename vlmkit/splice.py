@@ -135,11 +135,14 @@ def _rows(grid: Grid, connector: Connector) -> Grid:
 
 
 def _no_grid(why: str, connector: Connector, otherwise: str) -> UsageError:
-    prefix = {name: cls for name, cls in CONNECTORS.items() if not issubclass(cls, LayerInjection)}
-    keeps = ", ".join(n for n, cls in prefix.items() if cls.token_grid is not Connector.token_grid)
+    beside = isinstance(connector, LayerInjection)
+    same = {name: cls for name, cls in CONNECTORS.items() if issubclass(cls, LayerInjection) is beside}
+    keeps = ", ".join(n for n, cls in same.items() if cls.token_grid is not Connector.token_grid)
+    # All of the bundled ones beside the sequence keep the grid where nothing resamples it.
+    how = "with resampler: none" if beside else "without fusion: interleave"
     return UsageError(
         f"{why}, and the tokens of {type(connector).__name__} form none; use a connector that keeps the grid "
-        f"({keeps}) without fusion: interleave, or {otherwise}"
+        f"({keeps}) {how}, or {otherwise}"
     )
 
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmkit_connectors.base import Connector, Grid, ImageTokens, Questions, VisionFeatures
-from vlmkit_connectors.checks import check_sizes, square_side
+from vlmkit_connectors.checks import check_sizes
 from vlmkit_connectors.conv import SqueezeExcite, depthwise, pointwise
 from vlmkit_connectors.fuse import concat_encoders, resize
 from vlmkit_connectors.layers import mlp_layers
+from vlmkit_connectors.pool import fitting_grid
 from vlmkit_connectors.views import map_grids
 
 
@@ -26,19 +27,20 @@ class CAbstractorConnector(Connector):
     """Convolutions, average pooling to a small grid, convolutions, then an MLP.
 
     Honeybee's C-Abstractor (Cha et al. 2023, https://arxiv.org/abs/2312.06742): `depth` RegNet blocks,
-    adaptive average pooling to a grid of at most sqrt(tokens) by sqrt(tokens), `depth` blocks, and an MLP
-    with SiLU. The defaults are those published with CLIP ViT-L/14 at 224 pixels: 16 x 16 patches and `width`
-    1024, its own, become 144 tokens.
+    adaptive average pooling to a grid of at most `tokens` places, `depth` blocks, and an MLP with SiLU. The
+    defaults are those published with CLIP ViT-L/14 at 224 pixels: 16 x 16 patches and `width` 1024, its own,
+    become 144 tokens.
 
-    Differs from the original: Honeybee takes square grids of one size. Here a grid may be any; one with fewer
-    rows (or columns) than sqrt(tokens) keeps them, so that no token is made twice of the same patches. The
-    learned positions are resized (bilinear, antialiased where they shrink, in float32) for a grid that is not
-    `positions` by `positions`; Honeybee also has one for CLS, which is dropped before it could matter.
+    Differs from the original: Honeybee takes square grids of one size, and makes a square of tokens. Here a
+    grid may be any; that of the tokens has its shape, see `fitting_grid`, and one that is small enough stays
+    as it is, so that no token is made twice of the same patches. The learned positions are resized (bilinear,
+    antialiased where they shrink, in float32) for a grid that is not `positions` by `positions`; Honeybee
+    also has one for CLS, which is dropped before it could matter.
 
     Args:
         vision_widths: Width of each encoder; several are concatenated.
         text_width: Width of the language model's embeddings.
-        tokens: Most tokens of a view, a square number.
+        tokens: Most tokens of a view.
         depth: RegNet blocks before the pooling, and as many after it.
         width: Width of the convolutions; absent, that of the patches.
         mlp_depth: Linear layers of the MLP.
@@ -60,8 +62,9 @@ class CAbstractorConnector(Connector):
         super().__init__()
         seen = sum(vision_widths)
         width = seen if width is None else width
-        check_sizes("c_abstractor", depth=depth, width=width, mlp_depth=mlp_depth, positions=positions)
-        self.side = square_side("c_abstractor", tokens)
+        check_sizes("c_abstractor", tokens=tokens, depth=depth, width=width, mlp_depth=mlp_depth)
+        check_sizes("c_abstractor", positions=positions)
+        self.tokens = tokens
         self.positions_SSV = (
             None if positions is None else nn.Parameter(torch.empty(positions, positions, seen))
         )
@@ -86,8 +89,8 @@ class CAbstractorConnector(Connector):
         return math.prod(self.token_grid(grid))
 
     def token_grid(self, grid: Grid) -> Grid:
-        """See `Connector.token_grid`: min(rows, sqrt(tokens)) by min(columns, sqrt(tokens))."""
-        return min(grid[0], self.side), min(grid[1], self.side)
+        """See `Connector.token_grid`: `fitting_grid`."""
+        return fitting_grid(grid, self.tokens)
 
     def forward(self, features: Sequence[VisionFeatures], text: Questions | None = None) -> ImageTokens:
         """See `Connector.forward`; the question is not looked at."""

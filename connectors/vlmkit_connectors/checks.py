@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 
@@ -42,17 +41,20 @@ def check_one_of(connector: str, option: str, found: str, possible: Sequence[str
         raise ValueError(f"{connector} connector: found {option}={found!r}; give {' or '.join(possible)}")
 
 
-def square_side(connector: str, tokens: int) -> int:
-    """The side of the square that so many tokens form.
+def check_unused(connector: str, needs: str, **options: object) -> None:
+    """Refuse options that do nothing as the others stand; None is one that was left out.
+
+    Args:
+        connector: Its name.
+        needs: The option with which they do something, as it is written.
+        options: Those that do nothing.
 
     Raises:
-        ValueError: They form none; the message names the numbers next to it that do.
+        ValueError: One is given.
     """
-    check_sizes(connector, tokens=tokens)
-    side = math.isqrt(tokens)
-    if side**2 != tokens:
+    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    if given:
         raise ValueError(
-            f"{connector} connector: found tokens={tokens}, which is no square number; give one such as "
-            f"{side**2} or {(side + 1) ** 2}"
+            f"{connector} connector: found {', '.join(given)}, which does nothing without {needs}; leave it "
+            f"out, or give {needs}"
         )
-    return side

@@ -12,11 +12,13 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from vlmkit_connectors.base import Grid, ImageTokens, VisionFeatures
-from vlmkit_connectors.checks import check_one_of, check_sizes
+from vlmkit_connectors.checks import check_one_of, check_sizes, check_unused
 from vlmkit_connectors.fuse import concat_encoders
 from vlmkit_connectors.resampler import PerceiverResampler
 
 Resampler = Literal["perceiver", "none"]
+# Flamingo's.
+NUM_LATENTS, DEPTH = 64, 6
 
 
 class Media(nn.Module):
@@ -26,14 +28,14 @@ class Media(nn.Module):
         connector: Its name, for messages.
         width: Width V of the patches, of all encoders together.
         resampler: `perceiver` (Flamingo's) or `none`: the patches as they are.
-        num_latents: Latents a view.
-        depth: Layers of the resampler.
+        num_latents: Latents a view; absent, 64. Of the resampler, as `depth` is.
+        depth: Its layers; absent, 6.
         heads: Heads of the resampler.
         head_dim: Width of one of its heads.
         ff_mult: Its feed-forward layers are this many times as wide as the patches.
 
     Raises:
-        ValueError: There is no such resampler, or a size is below 1.
+        ValueError: There is no such resampler, or a size is below 1 or of a resampler that is not there.
     """
 
     def __init__(
@@ -41,8 +43,8 @@ class Media(nn.Module):
         connector: str,
         width: int,
         resampler: Resampler,
-        num_latents: int = 64,
-        depth: int = 6,
+        num_latents: int | None = None,
+        depth: int | None = None,
         heads: int = 8,
         head_dim: int = 64,
         ff_mult: int = 4,
@@ -50,10 +52,13 @@ class Media(nn.Module):
         super().__init__()
         check_one_of(connector, "resampler", resampler, get_args(Resampler))
         check_sizes(connector, num_latents=num_latents, depth=depth)
-        self.num_latents = num_latents
+        self.num_latents = NUM_LATENTS if num_latents is None else num_latents
         self.resampler = None
-        if resampler == "perceiver":
-            self.resampler = PerceiverResampler(width, num_latents, depth, heads, head_dim, ff_mult)
+        if resampler == "none":
+            check_unused(connector, "resampler='perceiver'", num_latents=num_latents, depth=depth)
+            return
+        depth = DEPTH if depth is None else depth
+        self.resampler = PerceiverResampler(width, self.num_latents, depth, heads, head_dim, ff_mult)
 
     def num_tokens(self, grid: Grid) -> int:
         """Tokens for a view of `grid`."""

@@ -7,13 +7,15 @@ D width of the language model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vlmkit_connectors.base import Connector, Grid, ImageTokens, Questions, VisionFeatures
+from vlmkit_connectors.interpolate import interpolate
+from vlmkit_connectors.views import map_views
 
 
 def resample(features: VisionFeatures, like: VisionFeatures) -> VisionFeatures:
@@ -27,10 +29,10 @@ def resample(features: VisionFeatures, like: VisionFeatures) -> VisionFeatures:
     same_views(features, like)
     if features.grids == like.grids:
         return features
-    pairs = zip(features.views(), features.grids, like.grids, strict=True)
-    resized = [resize(view_TV.view(1, *grid, -1), wanted) for view_TV, grid, wanted in pairs]
-    patches_TV = torch.cat([view_1RCV.flatten(0, 2) for view_1RCV in resized])
-    return VisionFeatures(patches_TV, like.grids_I2, like.image_of_view_I, features.pooled_BE)
+    # Of the other encoder only the grids count: no channels.
+    places = replace(like, patches_TV=like.patches_TV[:, :0])
+    resized = map_views([features, places], _resize_to)
+    return VisionFeatures(resized.tokens_ND, like.grids_I2, like.image_of_view_I, features.pooled_BE)
 
 
 def same_views(features: VisionFeatures, like: VisionFeatures) -> None:
@@ -53,10 +55,14 @@ def resize(patches_IRCV: Tensor, grid: Grid) -> Tensor:
     """
     if patches_IRCV.shape[1:3] == grid:
         return patches_IRCV
-    # Channels last whatever came in: else torch 2.13 on a CPU fills a grid of one column with its first row.
-    picture = patches_IRCV.float().permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-    resized = F.interpolate(picture, grid, mode="bilinear", align_corners=False, antialias=True)
+    resized = interpolate(patches_IRCV.float().permute(0, 3, 1, 2), grid, "bilinear", antialias=True)
     return resized.permute(0, 2, 3, 1).to(patches_IRCV.dtype)
+
+
+def _resize_to(views: Sequence[Tensor]) -> Tensor:
+    """Views (I, R, C, V) on the grid of others: (I, rows * columns, V)."""
+    view_IRCV, other_IRCV = views
+    return resize(view_IRCV, (other_IRCV.shape[1], other_IRCV.shape[2])).flatten(1, 2)
 
 
 def concat_encoders(features: Sequence[VisionFeatures]) -> VisionFeatures:
@@ -76,10 +82,11 @@ def concat_encoders(features: Sequence[VisionFeatures]) -> VisionFeatures:
 
 
 class Interleaved(Connector):
-    """A connector for each encoder; their tokens alternate, patch by patch, on the grid of the first encoder.
+    """A connector for each encoder, on the grid of the first one; their tokens of a view alternate.
 
-    Mixture of features as in Tong et al. 2024 (https://arxiv.org/abs/2401.06209). The tokens form no grid:
-    neighbours are of one place.
+    Mixture of features as in Tong et al. 2024 (https://arxiv.org/abs/2401.06209). The tokens form no grid.
+    Those that stand side by side have the same number in their encoders' views. Where members keep the grid
+    (`token_grid`) they are of one place; tokens of latents, queries or merged patches have no place.
 
     Args:
         members: One connector an encoder, each for one width.

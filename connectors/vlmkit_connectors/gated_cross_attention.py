@@ -25,8 +25,8 @@ class GatedCrossAttention(LayerInjection):
         text_layers: Number of its decoder layers.
         every: Blocks stand before layers n (from 0) where `every` divides n + 1.
         resampler: `perceiver`, or `none`: blocks look at all patches.
-        num_latents: Latents of the resampler, a view.
-        depth: Layers of the resampler.
+        num_latents: Latents of the resampler, a view; absent, 64. Without a resampler it is refused.
+        depth: Layers of the resampler; absent, 6. Without a resampler it is refused.
         heads: Heads, of blocks and resampler.
         head_dim: Width of a head; `heads * head_dim` need not be the width of anything else.
         ff_mult: Feed-forward layers are this many times as wide as their input.
@@ -41,8 +41,8 @@ class GatedCrossAttention(LayerInjection):
         text_layers: int,
         every: int = 1,
         resampler: Resampler = "perceiver",
-        num_latents: int = 64,
-        depth: int = 6,
+        num_latents: int | None = None,
+        depth: int | None = None,
         heads: int = 8,
         head_dim: int = 64,
         ff_mult: int = 4,
@@ -57,7 +57,7 @@ class GatedCrossAttention(LayerInjection):
     @classmethod
     def tiny_options(cls) -> dict[str, Any]:
         """See `Connector.tiny_options`."""
-        return {"every": 1, "num_latents": 4, "depth": 1, "heads": 2, "head_dim": 8}
+        return {"every": 1, "heads": 2, "head_dim": 8}
 
     def num_tokens(self, grid: Grid) -> int:
         """See `Connector.num_tokens`: tokens that the blocks look at, not of the sequence."""

@@ -37,8 +37,8 @@ class MllamaCrossAttention(LayerInjection):
         kv_heads: Heads of keys and values, each for `heads / kv_heads` heads; absent: as many as `heads`.
         intermediate: Width inside the MLP; absent: 3.5 times `text_width`, as published.
         resampler: `none`, or `perceiver` for Flamingo's (8 heads of 64) before the projector.
-        num_latents: Latents of the resampler, a view.
-        depth: Layers of the resampler.
+        num_latents: Latents of the resampler, a view; absent, 64. Without a resampler it is refused.
+        depth: Layers of the resampler; absent, 6. Without a resampler it is refused.
     """
 
     source = "Llama 3.2 Vision, https://arxiv.org/abs/2407.21783"
@@ -55,8 +55,8 @@ class MllamaCrossAttention(LayerInjection):
         kv_heads: int | None = None,
         intermediate: int | None = None,
         resampler: Resampler = "none",
-        num_latents: int = 64,
-        depth: int = 6,
+        num_latents: int | None = None,
+        depth: int | None = None,
     ) -> None:
         super().__init__(text_width, text_width)
         check_sizes("mllama", heads=heads, kv_heads=kv_heads, intermediate=intermediate)
@@ -72,15 +72,7 @@ class MllamaCrossAttention(LayerInjection):
     @classmethod
     def tiny_options(cls) -> dict[str, Any]:
         """See `Connector.tiny_options`."""
-        return {
-            "every": 1,
-            "start": 0,
-            "heads": 2,
-            "kv_heads": 1,
-            "intermediate": 32,
-            "num_latents": 4,
-            "depth": 1,
-        }
+        return {"every": 1, "start": 0, "heads": 2, "kv_heads": 1, "intermediate": 32}
 
     def num_tokens(self, grid: Grid) -> int:
         """See `Connector.num_tokens`: tokens that the blocks look at, not of the sequence."""

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmkit_connectors.base import Connector, Grid, ImageTokens, Questions, VisionFeatures
-from vlmkit_connectors.checks import check_divides, check_sizes
+from vlmkit_connectors.checks import check_divides, check_sizes, check_unused
 from vlmkit_connectors.fuse import concat_encoders
 from vlmkit_connectors.qformer_layer import EPS, QFormerLayer
 from vlmkit_connectors.views import map_padded, pad
 
 INIT_STD = 0.02
+# BERT's places.
+MAX_QUESTION = 512
 
 
 class QFormerConnector(Connector):
@@ -43,11 +45,11 @@ class QFormerConnector(Connector):
         width: Width of queries and layers; absent, the vision width.
         cross_every: The first layer and each `cross_every`-th after it look at the patches.
         question: Whether the queries see the question of their image.
-        max_question: Longest question, in tokens.
+        max_question: Longest question, in tokens; absent, 512. Without `question` it is refused.
         ff_mult: Feed-forward layers are this many times as wide as the queries.
 
     Raises:
-        ValueError: A size is below 1, or heads do not divide the width.
+        ValueError: A size is below 1, heads do not divide the width, or `max_question` has no question.
     """
 
     source = "BLIP-2, https://arxiv.org/abs/2301.12597"
@@ -62,7 +64,7 @@ class QFormerConnector(Connector):
         width: int | None = None,
         cross_every: int = 2,
         question: bool = False,
-        max_question: int = 512,
+        max_question: int | None = None,
         ff_mult: int = 4,
     ) -> None:
         super().__init__()
@@ -73,8 +75,13 @@ class QFormerConnector(Connector):
         check_divides("qformer", "heads", "width", heads=heads, width=width)
         self.reads_text = question
         self.queries = nn.Parameter(torch.empty(num_queries, width))
-        self.words = nn.Linear(text_width, width) if question else None
-        self.places = nn.Parameter(torch.empty(max_question, width)) if question else None
+        self.words, self.places = None, None
+        if question:
+            self.words = nn.Linear(text_width, width)
+            longest = MAX_QUESTION if max_question is None else max_question
+            self.places = nn.Parameter(torch.empty(longest, width))
+        else:
+            check_unused("qformer", "question=True", max_question=max_question)
         self.norm = nn.LayerNorm(width, EPS)
         layers = []
         for i in range(depth):
@@ -128,7 +135,7 @@ class QFormerConnector(Connector):
                 f"qformer connector: found a question of {longest} tokens and max_question={table}; give a "
                 f"shorter one, or max_question={longest}"
             )
-        embedded = [self.words(own_LD) + self.places[: len(own_LD)] for own_LD in text]
+        embedded = _embed(text, self.words, self.places) if text else []
         return [embedded[image] for image in owners]
 
     def _look(
@@ -146,3 +153,13 @@ class QFormerConnector(Connector):
         for layer in self.layers:
             hidden_ISW = layer(hidden_ISW, mask_IS, patches_INV, mask_IN, queries=len(self.queries))
         return hidden_ISW
+
+
+def _embed(text: Questions, words: nn.Linear, places: Tensor) -> list[Tensor]:
+    """Questions (L, D) to (L, W), all of them together; one that several images share only once."""
+    own = {id(own_LD): own_LD for own_LD in text}
+    lengths = list(map(len, own.values()))
+    places_NW = torch.cat([places[:length] for length in lengths])
+    embedded = (words(torch.cat(list(own.values()))) + places_NW).split(lengths)
+    of = dict(zip(own, embedded, strict=True))
+    return [of[id(own_LD)] for own_LD in text]

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from vlmkit_connectors.base import Connector, Grid, ImageTokens, Questions, VisionFeatures
-from vlmkit_connectors.checks import check_divides, check_sizes, square_side
+from vlmkit_connectors.checks import check_divides, check_sizes
 from vlmkit_connectors.fuse import same_views
 from vlmkit_connectors.layers import mlp_layers
+from vlmkit_connectors.pool import fitting_grid
 from vlmkit_connectors.sva_group import SVAGroup, cut_windows
 from vlmkit_connectors.views import map_views
 
@@ -28,19 +29,19 @@ class SVAConnector(Connector):
     all places share, its context the mean of the first encoder's features. Groups run side by side, each
     with a query and layers of its own; their channels are joined, so more groups are not more tokens.
 
-    Any grids: tokens form a grid of min(side, rows) x min(side, columns) of the first encoder's, where
-    side * side = `tokens`. Each encoder's features are resampled (see `resize`) to the multiple of
-    the token grid nearest to their own grid, at least the token grid itself, and cut into equal windows.
+    Any grids: tokens form a grid of at most `tokens` places, of the shape of the first encoder's, see
+    `fitting_grid`. Each encoder's features are resampled (see `resize`) to the multiple of the token grid
+    nearest to their own grid, at least the token grid itself, and cut into equal windows.
 
-    What differs: there the token grid is always the whole square, and the multiples are set by hand; windows
+    What differs: there the token grid is always the same square, and the multiples are set by hand; windows
     are squares of one size; shrinking is not antialiased; padding around a picture is masked, here views
     have none. Applying the aggregator again inside the language model is not built.
 
     Args:
         vision_widths: Width of each encoder; their features stay apart. The first one's grid counts.
         text_width: Width of the language model's embeddings.
-        tokens: Most tokens of a view, a square number; with no more patches than that, each window is one
-            patch of an encoder, and one encoder alone leaves attention nothing to choose from.
+        tokens: Most tokens of a view; with no more patches than that, each window is one patch of an encoder,
+            and one encoder alone leaves attention nothing to choose from.
         groups: Groups of queries.
         depth: Layers of a group.
         heads: Attention heads; 16 as published.
@@ -64,9 +65,10 @@ class SVAConnector(Connector):
     ) -> None:
         super().__init__()
         inner = max(vision_widths) if width is None else width
-        check_sizes("sva", groups=groups, depth=depth, heads=heads, width=inner, window=window)
+        check_sizes("sva", tokens=tokens, groups=groups, depth=depth, heads=heads, width=inner)
+        check_sizes("sva", window=window)
         check_divides("sva", "heads", "width", heads=heads, width=inner)
-        self.side = square_side("sva", tokens)
+        self.tokens = tokens
         self.projections = nn.ModuleList(
             nn.Sequential(*mlp_layers([own, inner, inner]), nn.LayerNorm(inner)) for own in vision_widths
         )
@@ -84,8 +86,8 @@ class SVAConnector(Connector):
         return math.prod(self.token_grid(grid))
 
     def token_grid(self, grid: Grid) -> Grid:
-        """See `Connector.token_grid`: min(side, rows) by min(side, columns)."""
-        return min(self.side, grid[0]), min(self.side, grid[1])
+        """See `Connector.token_grid`: `fitting_grid`."""
+        return fitting_grid(grid, self.tokens)
 
     def forward(self, features: Sequence[VisionFeatures], text: Questions | None = None) -> ImageTokens:
         """See `Connector.forward`; the question is not looked at.

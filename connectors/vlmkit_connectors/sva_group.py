@@ -118,8 +118,9 @@ def _marked(windows_INhwW: Tensor, table_SSW: Tensor) -> Tensor:
     """Patches (I, N, h * w, W) with their position in the window; a window of one patch has none."""
     rows, cols = windows_INhwW.shape[2:4]
     if rows * cols > 1:
-        windows_INhwW = windows_INhwW + resize(table_SSW.unsqueeze(0), (rows, cols))
-    return windows_INhwW.flatten(2, 3)
+        return (windows_INhwW + resize(table_SSW.unsqueeze(0), (rows, cols))).flatten(2, 3)
+    # Without a gradient, even of zeros, training on several GPUs stops: another one may see larger windows.
+    return windows_INhwW.flatten(2, 3) + 0.0 * table_SSW.sum()
 
 
 def _normed(width: int) -> nn.Sequential:

@@ -19,6 +19,9 @@ from vlmkit_connectors.fuse import concat_encoders
 from vlmkit_connectors.layers import mlp_layers
 from vlmkit_connectors.views import map_grids
 
+# Numbers of the copies that the matching makes: 128 MiB in float64, some 28 views of 576 patches of 1024.
+MOST_NUMBERS = 2**24
+
 
 class TokenMergeConnector(Connector):
     """Alike patches are averaged, by matching without parameters, until a share is left; then an MLP.
@@ -93,10 +96,19 @@ def merge_tokens(patches_IPV: Tensor, number: int) -> tuple[Tensor, Tensor]:
 def assign_tokens(patches_IPV: Tensor, number: int) -> Tensor:
     """The number of the token that each patch goes to, int64, shape (I, P).
 
-    Rounds of `match`, each merging as many tokens as it can, until `number` are left.
+    In float64: neither autocast, TF32 nor another batch may turn a tie, or the tokens would depend on them.
+    Apple's GPUs have none: there in float32, and patches alike to a ten thousandth count as equal. Views go
+    a few at a time, so that the wide copies take no more memory than `MOST_NUMBERS` each.
     """
-    # In float64: neither autocast, TF32 nor another batch may turn a tie, or the tokens would depend on them.
-    patches_IPV = patches_IPV.double()
+    device, (_, patches, width) = patches_IPV.device, patches_IPV.shape
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    few = max(1, MOST_NUMBERS // max(1, patches * width))
+    with torch.autocast(device.type, enabled=False):
+        return torch.cat([_assign(own_IPV.to(wide), number) for own_IPV in torch.split(patches_IPV, few)])
+
+
+def _assign(patches_IPV: Tensor, number: int) -> Tensor:
+    """The same for views in the type that decides."""
     views, left, _ = patches_IPV.shape
     token_of_patch_IP = torch.arange(left, device=patches_IPV.device).repeat(views, 1)
     tokens_INV = patches_IPV
@@ -116,8 +128,9 @@ def match(tokens_INV: Tensor, merges: int) -> Tensor:
     """
     directions = F.normalize(tokens_INV, dim=-1)
     alike_IEO = directions[:, 0::2] @ directions[:, 1::2].transpose(1, 2)
-    # Rounded, or noise in the last digit would order patches that are equal.
-    best_IE, partner_IE = alike_IEO.round(decimals=9).max(dim=-1)
+    # Rounded, or noise in the last digits would order patches that are equal.
+    decimals = 9 if alike_IEO.dtype == torch.float64 else 4
+    best_IE, partner_IE = alike_IEO.round(decimals=decimals).max(dim=-1)
     chosen_IM = best_IE.argsort(dim=-1, descending=True, stable=True)[:, :merges]
     places_IN = torch.arange(tokens_INV.shape[1], device=tokens_INV.device).repeat(len(tokens_INV), 1)
     into_IN = places_IN.scatter(1, 2 * chosen_IM, 2 * partner_IE.gather(1, chosen_IM) + 1)

@@ -118,9 +118,9 @@ def test_a_mistake_around_the_stages_is_seen(reg_stage, roughen, features, part)
 
 
 def test_grids_of_tokens():
-    """Never more rows or columns than the patches have, never more than the square root."""
+    """Of the shape of the patches' grid, which stays as it is if it is small enough."""
     connector = CAbstractorConnector([6], 8)
-    grids = {(16, 16): (12, 12), (24, 24): (12, 12), (8, 32): (8, 12), (40, 3): (12, 3), (1, 1): (1, 1)}
+    grids = {(16, 16): (12, 12), (24, 24): (12, 12), (4, 64): (3, 48), (40, 3): (40, 3), (1, 256): (1, 144)}
     assert {grid: connector.token_grid(grid) for grid in grids} == grids
     assert all(connector.num_tokens(grid) <= 144 for grid in grids)
 
@@ -143,14 +143,22 @@ def test_published_sizes():
     assert counted == expected
 
 
-def test_positions_are_resized_for_other_grids(roughen, features):
-    """A slope stays one between the outermost centres, and rows are not columns."""
+@pytest.mark.parametrize(
+    ("grid", "rows"),
+    [
+        ((8, 2), [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]),
+        ((8, 1), [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]),
+        ((2, 1), [5 / 7, 16 / 7]),
+        ((2, 3), [5 / 7, 16 / 7]),
+    ],
+)
+def test_positions_are_resized_for_other_grids(roughen, features, grid, rows):
+    """A slope stays one between the outermost centres, two places see tents; rows are not columns."""
     connector = roughen(CAbstractorConnector([6], 8, tokens=4, depth=1, positions=4))
     slope = torch.arange(4.0).view(4, 1, 1).expand(4, 4, 6)
     connector.positions_SSV.data.copy_(slope)
-    seen = features([(8, 2)])
-    rows = torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]).view(8, 1, 1)
-    moved = (seen.patches_TV.view(8, 2, 6) + rows).flatten(0, 1)
+    seen = features([grid])
+    moved = (seen.patches_TV.view(*grid, 6) + torch.tensor(rows)[:, None, None]).flatten(0, 1)
     without = CAbstractorConnector([6], 8, tokens=4, depth=1, positions=None)
     misfits = without.load_state_dict(connector.state_dict(), strict=False)
     assert misfits.unexpected_keys == ["positions_SSV"] and misfits.missing_keys == []

@@ -225,6 +225,35 @@ def test_every_parameter_and_patch_gets_a_gradient(build, features):
     assert all((own.patches_TV.grad.abs().amax(1) > 0).all() for own in seen)
 
 
+GRADIENTS = {
+    "one large view": [[(24, 24)]],
+    "one patch": [[(1, 1), (1, 1)]],
+    "one row, one column": [[(1, 5), (5, 1)]],
+    "two encoders": [[(6, 6), (3, 5)], [(4, 4), (7, 2)]],
+    "two encoders of one patch": [[(1, 1)], [(1, 1)]],
+}
+
+
+@pytest.mark.parametrize("grids", GRADIENTS.values(), ids=GRADIENTS)
+@pytest.mark.parametrize(("name", "own"), [*((name, {}) for name in CONNECTORS), *ALSO], ids=str)
+def test_no_parameter_is_left_without_a_gradient(name, own, grids, features):
+    """With the defaults and any grids, if only zeros: training on several GPUs waits for each of them."""
+    inside = {"text_layers": LAYERS} if issubclass(CONNECTORS[name], LayerInjection) else {}
+    widths = [WIDTH, 8][: len(grids)]
+    connector = CONNECTORS[name](vision_widths=widths, text_width=TEXT, **own | inside)
+    seen = [features(own, width, seed=width) for own, width in zip(grids, widths, strict=True)]
+    tokens_ND = run(connector, *seen).tokens_ND
+    loss = tokens_ND.sum()
+    if inside:
+        hidden_BLD = connector.marker_D.expand(1, 2, -1)
+        for block in connector.each().values():
+            sees = torch.ones(1, 2, len(tokens_ND), dtype=torch.bool)
+            hidden_BLD = block(hidden_BLD, block.remember(tokens_ND[None]), sees)
+        loss = loss + hidden_BLD.sum()
+    loss.backward()
+    assert [path for path, parameter in connector.named_parameters() if parameter.grad is None] == []
+
+
 @torch.no_grad()
 def test_loading_through_the_meta_device(build, bare, features):
     """As checkpoints are loaded: memory that holds anything, then stored tensors, then computed tables."""

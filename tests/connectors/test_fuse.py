@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vlmkit_connectors import Groups, Interleaved, MLPConnector, VisionFeatures, concat_encoders
+from vlmkit_connectors import Groups, Interleaved, MLPConnector, VisionFeatures, concat_encoders, fuse
 from vlmkit_connectors.fuse import resample, resize
 
 GRIDS = [(2, 3), (4, 4), (1, 2)]
@@ -33,6 +33,19 @@ def test_each_view_is_resized_on_its_own(grids, like):
         assert torch.equal(after, expected)
 
 
+def test_views_of_the_same_two_grids_go_together(monkeypatch):
+    """Each as alone, bit for bit, and torch is called once a pair of grids, however many the views are."""
+    grids, like = [*GRIDS, (2, 3), (4, 4), (2, 3)], [*OTHER, (4, 6), (3, 5), (4, 6)]
+    one = features(grids, 4, owners=range(6))
+    calls = []
+    plain = fuse.interpolate
+    monkeypatch.setattr(fuse, "interpolate", lambda *args, **more: calls.append(0) or plain(*args, **more))
+    together = resample(one, features(like, 6, owners=range(6)))
+    assert len(calls) == 4
+    for view_TV, found, grid, wanted in zip(one.views(), together.views(), grids, like):
+        assert torch.equal(found, resize(view_TV.view(1, *grid, 4), wanted).flatten(0, 2))
+
+
 def test_resizing_by_hand():
     """Halving averages (with the tent's tails), and a constant stays one; rows are not columns."""
     ramp = VisionFeatures(torch.arange(8.0).view(8, 1), torch.tensor([[2, 4]]), torch.tensor([0]))
@@ -43,9 +56,11 @@ def test_resizing_by_hand():
 def test_a_grid_of_one_column_keeps_its_rows():
     """Rows of 0, 1, 2, 3 to two places: tents of 3 3 1 and 1 3 3 sevenths, however they are stored."""
     rows = torch.arange(4.0).repeat_interleave(3).view(1, 4, 3, 1).expand(1, 4, 3, 5)
-    for patches in (rows, rows.contiguous(), rows.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)):
+    stored = [rows, rows.contiguous(), rows.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)]
+    stored += [rows[..., :1], rows[..., :1].contiguous(), rows[0].contiguous()[None]]
+    for patches in stored:
         found = resize(patches, (2, 1))
-        assert found.shape == (1, 2, 1, 5)
+        assert found.shape == (1, 2, 1, patches.shape[3])
         assert found[0, :, 0].unique(dim=1).flatten().tolist() == pytest.approx([5 / 7, 16 / 7])
 
 

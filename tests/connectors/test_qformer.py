@@ -201,6 +201,18 @@ def test_each_view_reads_the_question_of_its_image(instruct, reader, seen):
     assert [float(c) > 1e-3 for c in changed] == [image == 1 for image in OWNERS]
 
 
+@torch.no_grad()
+def test_a_question_is_embedded_once(instruct, reader, seen):
+    """That of a row serves all of its images; all go through the linear layer together, empty ones too."""
+    first, second = embedded(instruct, [QUESTIONS[0], []])
+    calls = []
+    reader.words.register_forward_hook(lambda _, given, out: calls.append(len(given[0])))
+    shared = reader([seen], [first, second, first]).tokens_ND
+    assert calls == [len(QUESTIONS[0])]
+    assert (shared - reader([seen], [first, second, first.clone()]).tokens_ND).abs().max() < 2e-6
+    assert calls[1:] == [2 * len(QUESTIONS[0])]
+
+
 def test_words_come_from_the_width_of_the_language_model(seen):
     connector = QFormerConnector([V], D, **OURS, question=True)
     assert connector.words.weight.shape == (W, D) and connector.places.shape == (512, W)

@@ -56,10 +56,10 @@ def look(layer, token, context, windows):
 
 
 def by_hand(connector, features):
-    """Tokens of all views, place by place; `connector.side` and its weights are all that is taken from it."""
+    """Tokens of all views, place by place; of the connector only its token grids and weights are taken."""
     tokens = []
     for views, grids in zip(zip(*[f.views() for f in features]), zip(*[f.grids for f in features])):
-        rows, cols = (min(connector.side, size) for size in grids[0])
+        rows, cols = connector.token_grid(grids[0])
         pictures = []
         for project, view, (r, c) in zip(connector.projections, views, grids):
             h, w = max(1, math.floor(r / rows + 0.5)), max(1, math.floor(c / cols + 0.5))
@@ -191,9 +191,9 @@ def test_a_token_sees_its_windows_only(build, features, encoder, side):
 
 def test_tokens_stand_in_a_grid_whatever_the_groups(build):
     connector = build(tokens=16, groups=3)
-    grids = {(24, 24): (4, 4), (2, 9): (2, 4), (13, 3): (4, 3), (1, 1): (1, 1)}
+    grids = {(24, 24): (4, 4), (4, 16): (2, 8), (13, 3): (8, 1), (1, 30): (1, 16), (1, 1): (1, 1)}
     assert {grid: connector.token_grid(grid) for grid in grids} == grids
-    assert [connector.num_tokens(grid) for grid in grids] == [16, 8, 12, 1]
+    assert [connector.num_tokens(grid) for grid in grids] == [16, 16, 8, 16, 1]
     assert SVAConnector([8], 8).num_tokens((27, 27)) == 576
 
 

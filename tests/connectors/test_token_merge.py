@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from vlmkit_connectors import TokenMergeConnector
-from vlmkit_connectors.token_merge import merge_tokens
+from vlmkit_connectors import TokenMergeConnector, token_merge
+from vlmkit_connectors.token_merge import match, merge_tokens
 
 
 def noise(views, patches, width=5, seed=0):
@@ -128,6 +128,37 @@ def test_neither_autocast_nor_the_batch_changes_the_matching():
     for i in range(8):
         alone, held = merge_tokens(patches[i : i + 1], 20)
         assert torch.equal(alone[0], together[i]) and torch.equal(held[0], sizes[i])
+
+
+def test_views_go_a_few_at_a_time(monkeypatch):
+    """In order, and as all together; a view that is too large goes alone."""
+    patches = noise(7, 30)
+    together = merge_tokens(patches, 8)
+    few, plain = [], token_merge._assign
+
+    def watched(own_IPV, number):
+        few.append(len(own_IPV))
+        return plain(own_IPV, number)
+
+    monkeypatch.setattr(token_merge, "_assign", watched)
+    for numbers, expected in ((2 * 30 * 5, [2, 2, 2, 1]), (1, [1] * 7)):
+        monkeypatch.setattr(token_merge, "MOST_NUMBERS", numbers)
+        few.clear()
+        for found, whole in zip(merge_tokens(patches, 8), together):
+            assert torch.equal(found, whole)
+        assert few == expected
+
+
+@pytest.mark.parametrize("merges", [5, 20, 30])
+def test_in_float32_ties_are_ties_too(merges):
+    """As on Apple's GPUs. Each view is of one direction in 64 channels and of 60 lengths: all are equal."""
+    patches = torch.arange(1.0, 61).view(1, 60, 1) * noise(8, 1, 64)
+    found = match(patches, merges)
+    assert torch.equal(found, match(patches.double(), merges))
+    assert all(torch.equal(match(view[None], merges)[0], own) for view, own in zip(patches, found))
+    mixed = torch.cat([patches[:, :30], noise(8, 30, 64, seed=1)], dim=1)
+    together = match(mixed, merges)
+    assert all(torch.equal(match(view[None], merges)[0], own) for view, own in zip(mixed, together))
 
 
 def test_matching_has_no_gradient_but_averages_have():

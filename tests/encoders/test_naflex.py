@@ -15,8 +15,10 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import (
     Siglip2ImageProcessorPil,
     get_image_size_for_max_num_patches,
 )
+from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 
 from vlmkit.encoders.base import PixelBatch, pixel_batch
+from vlmkit.encoders.packed_views import resized_positions
 from vlmkit.encoders.siglip2_naflex import NaFlexEncoder, flat_patches
 from vlmkit.encoders.siglip_text import SigLIPTextTower
 from vlmkit.errors import UsageError, VlmkitError
@@ -42,7 +44,21 @@ def folder(tmp_path_factory, shake):
 
 @pytest.fixture(scope="module")
 def reference(folder):
-    return Siglip2Model.from_pretrained(folder, dtype="float32").eval()
+    """Transformers' own but for grids of one column, see `upright`."""
+    model = Siglip2Model.from_pretrained(folder, dtype="float32").eval()
+    model.vision_model.embeddings.resize_positional_embeddings = upright
+    return model
+
+
+def upright(positional_embeddings, spatial_shapes, max_length):
+    """Its positions; one column is one row of the turned table, since torch 2.13 on a CPU repeats a row."""
+    plain = Siglip2VisionEmbeddings.resize_positional_embeddings
+    resized = plain(positional_embeddings, spatial_shapes, max_length)
+    for own, (rows, cols) in zip(resized, spatial_shapes.tolist()):
+        if cols == 1:
+            turned = positional_embeddings.transpose(0, 1)
+            own[:rows] = plain(turned, torch.tensor([[1, rows]]), rows)[0]
+    return resized
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +175,19 @@ def test_the_attention_of_transformers_is_not_asked(naflex, pictures, see, gap, 
     assert gap(see(twin, pictures).patches_TV, see(naflex, pictures).patches_TV) == 0
 
 
+def test_the_patches_of_one_column_have_positions_of_their_own(naflex, pictures, see):
+    """The same pixels in every row: what differs is the position. Transformers on a CPU has one for all.
+
+    A ramp of four rows stays one between the outermost centres, and two places are tents of 3 3 1 sevenths.
+    """
+    column = see(naflex, [pictures[0].resize((1, 1)).resize((4, 80))])
+    assert column.grids == [(20, 1)]
+    assert torch.pdist(column.patches_TV[2:-2]).min() > 1e-2
+    ramp = torch.arange(4.0)[:, None, None].expand(4, 4, 3)
+    found = resized_positions(ramp, [(8, 1), (2, 1)], antialias=True)[:, 0].tolist()
+    assert found == pytest.approx([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3, 5 / 7, 16 / 7])
+
+
 def test_positions_are_interpolated_once_a_grid(naflex, pictures, see, monkeypatch):
     sizes, interpolate = [], torch.nn.functional.interpolate
 
@@ -168,7 +197,8 @@ def test_positions_are_interpolated_once_a_grid(naflex, pictures, see, monkeypat
 
     monkeypatch.setattr(torch.nn.functional, "interpolate", count)
     grids = see(naflex, pictures).grids
-    assert sizes == list(dict.fromkeys(grids))
+    # One column goes as one row.
+    assert sizes == [(1, rows) if cols == 1 else (rows, cols) for rows, cols in dict.fromkeys(grids)]
     assert len(sizes) < len(grids)
 
 

@@ -53,6 +53,17 @@ def test_interpolation_keeps_what_is_constant_and_linear(antialias):
     assert torch.allclose(inner.diff(), torch.full((5,), 2.0), atol=1e-4)
 
 
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("width", [1, 3])
+def test_one_column_is_one_row_turned(antialias, width):
+    """A ramp of four rows at eight places, at two, and as it was; however wide its table is."""
+    ramp = torch.arange(4.0)[:, None, None].expand(4, 4, width)
+    for places in (8, 2, 4):
+        column = resized(ramp, (places, 1), antialias)
+        row = resized(ramp.transpose(0, 1), (1, places), antialias)
+        assert torch.allclose(column, row) and (column.diff(dim=0) > 0).all()
+
+
 def test_rows_and_columns_interpolate_as_their_sum(shake):
     encoder = shake(ViT(**TINY, positions="learned_2d"))
     rows, cols = encoder.row_positions[0], encoder.col_positions[0]

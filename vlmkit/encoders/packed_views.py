@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlmkit.encoders.batch import PixelBatch
+from vlmkit_connectors.interpolate import interpolate
 
 Grids = Sequence[tuple[int, int]]
 
@@ -57,9 +58,8 @@ def resized_positions(
     """
     source_1VSS = table_SSV.permute(2, 0, 1)[None].float()
     of_grid = {
-        grid: nn.functional.interpolate(
-            source_1VSS, grid, mode="bilinear", align_corners=align_corners, antialias=antialias
-        )[0].flatten(1).T.to(table_SSV.dtype)
+        grid: interpolate(source_1VSS, grid, "bilinear", align_corners, antialias)[0]
+        .flatten(1).T.to(table_SSV.dtype)
         for grid in dict.fromkeys(grids)
     }  # fmt: skip
     return torch.cat([of_grid[grid] for grid in grids])

@@ -59,6 +59,9 @@ class NaFlexEncoder(VisionEncoder):
     With `weights`, `from_options` takes from the checkpoint what is not given: `vision_config`,
     `max_num_patches`, `mean`, `std`, `resample`, `text_tower`.
 
+    Positions of a view of one column differ from those of transformers on a CPU: torch 2.13 gives all patches
+    of such a column the same position there, see `interpolate`.
+
     Args:
         vision_config: Fields of `Siglip2VisionConfig` in `VISION_KEYS`; absent ones have its defaults.
         max_num_patches: Most patches of an image; the published ones were trained with 128 to 1024.

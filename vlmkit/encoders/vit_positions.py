@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlmkit_connectors import Grid
+from vlmkit_connectors.interpolate import interpolate
 
 Rope = tuple[Tensor, Tensor]
 # Base of the wavelengths of the sine-cosine table, as in the sequence model of Vaswani et al. 2017.
@@ -38,7 +39,7 @@ def resized(table_RCV: Tensor, grid: Grid, antialias: bool) -> Tensor:
     if tuple(table_RCV.shape[:2]) == grid:
         return table_RCV.flatten(0, 1)
     table_1VRC = table_RCV.float().permute(2, 0, 1)[None]
-    fitted = F.interpolate(table_1VRC, grid, mode="bicubic", align_corners=False, antialias=antialias)
+    fitted = interpolate(table_1VRC, grid, "bicubic", antialias=antialias)
     return fitted[0].permute(1, 2, 0).flatten(0, 1).to(table_RCV.dtype)
 
 
