@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from vlmkit.data.batch import Batch, listed_images, numbers_of
-from vlmkit.objectives import IGNORE, ContrastiveHead, caption_targets, objective_weights, token_loss
+from vlmkit.objectives import IGNORE, ContrastiveHead, caption_targets, objective_weights
 from vlmkit.recipe import Stage
 from vlmkit.share.features import StoredFeatures
+from vlmkit.train.head import SupervisedHead
 from vlmkit.train.stage import PARTS, part_module
 from vlmkit.vlm import VLM
 from vlmkit_connectors import VisionFeatures
@@ -40,6 +41,7 @@ class StageModule(nn.Module):
         self.vlm = model
         self.encode = encode or model.encode_images
         self.weights = objective_weights(stage.objective)
+        self.head = SupervisedHead(model.get_output_embeddings())
         self.contrastive = ContrastiveHead() if "contrastive" in self.weights else None
 
     def forward(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
@@ -85,8 +87,9 @@ class StageModule(nn.Module):
         else:
             read = self.vlm.read(ids_BL, images, batch.image_sizes, questions_BQ)
         placed = {"position_ids": batch.positions_BL, "use_cache": False}
-        logits_BLW = self.vlm.decode(read, batch.branches_BL, **placed).logits
-        return token_loss(logits_BLW, batch.labels_BL, batch.weights_BL)
+        return self.head.loss(
+            lambda: self.vlm.decode(read, batch.branches_BL, **placed), batch.labels_BL, batch.weights_BL
+        )
 
     def _contrastive(self, batch: Batch, features: list[VisionFeatures]) -> tuple[Tensor, Tensor]:
         """Each row's first image against the captions of the batch; zero where no image has a caption."""

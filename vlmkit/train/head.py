@@ -1,0 +1,101 @@
+"""The language model's head at supervised positions only, a chunk of them at a time.
+
+A vocabulary of 150,000 words makes the logits of all positions the largest tensor of a step; images and
+questions are most positions, and no label asks about them.
+
+Shapes: B rows, L tokens, S supervised positions, C of them in a chunk, D width of the language model,
+W words of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from vlmkit.objectives import IGNORE
+
+CHUNK = 1024
+
+
+class SupervisedHead:
+    """Next-token loss with logits where there is a label, and nowhere else.
+
+    The head is asked through the language model's own forward pass: what a family does to logits after it
+    (Gemma 2 caps them, Cohere scales them) is done here, too. Where a family does nothing, the logits are
+    computed a chunk at a time and again in the backward pass, so that those of one chunk are held.
+
+    Args:
+        head: The language model's output layer.
+        chunk: Positions C of a chunk.
+    """
+
+    def __init__(self, head: nn.Module, chunk: int = CHUNK) -> None:
+        self.head = head
+        self.chunk = chunk
+        self._plain: bool | None = None
+
+    def loss(self, decode: Callable[[], Any], labels_BL: Tensor, weights_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of weighted losses, and sum of weights; see `token_loss`.
+
+        Args:
+            decode: Runs the language model; its output has logits.
+            labels_BL: Unshifted labels, -100 where nothing is supervised.
+            weights_BL: Weight of each label.
+        """
+        places_BL = F.pad(labels_BL[:, 1:] != IGNORE, (0, 1))
+        targets_S = labels_BL[:, 1:][places_BL[:, :-1]]
+        weights_S = weights_BL[:, 1:][places_BL[:, :-1]].float()
+        chunked = self._plain and len(targets_S) > self.chunk
+        with _gathered(self.head, places_BL, 1 if chunked else None) as kept:
+            logits_SW = decode().logits[0]
+        (hidden_SD,) = kept
+        if not chunked:
+            if self._plain is None:
+                self._plain = self._does_nothing_after(hidden_SD, logits_SW)
+            return _weighted(logits_SW, targets_S, weights_S), weights_S.sum()
+        # The one row of logits that the model made keeps its graph whole, at no weight.
+        total = 0.0 * logits_SW.sum()
+        parts = [torch.split(whole, self.chunk) for whole in (hidden_SD, targets_S, weights_S)]
+        for part in zip(*parts, strict=True):
+            total = total + checkpoint(self._chunk_loss, *part, use_reentrant=False)
+        return total, weights_S.sum()
+
+    def _chunk_loss(self, hidden_CD: Tensor, targets_C: Tensor, weights_C: Tensor) -> Tensor:
+        return _weighted(self.head(hidden_CD), targets_C, weights_C)
+
+    @torch.no_grad()
+    def _does_nothing_after(self, hidden_SD: Tensor, logits_SW: Tensor) -> bool:
+        """Whether the model's logits are its head's, bit for bit."""
+        sharded = any(type(p).__name__ == "DTensor" for p in self.head.parameters())
+        return not sharded and bool(torch.equal(self.head(hidden_SD).to(logits_SW), logits_SW))
+
+
+def _weighted(logits_SW: Tensor, targets_S: Tensor, weights_S: Tensor) -> Tensor:
+    """Sum of weighted cross-entropies, in float32."""
+    return (F.cross_entropy(logits_SW.float(), targets_S, reduction="none") * weights_S).sum()
+
+
+@contextmanager
+def _gathered(head: nn.Module, places_BL: Tensor, most: int | None) -> Iterator[list[Tensor]]:
+    """Inside, the head gets one row of the hidden states at these places, or of the first `most` of them.
+
+    Yields:
+        A list that holds all hidden states (S, D) at the places, once the head was called.
+    """
+    kept: list[Tensor] = []
+
+    def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        kept.append(args[0][places_BL])
+        return (kept[0][None, :most],)
+
+    handle = head.register_forward_pre_hook(gather)
+    try:
+        yield kept
+    finally:
+        handle.remove()
