@@ -75,7 +75,7 @@ def plain_llm(tmp_path):
     words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "a": 2, "red": 3, "circle": 4}, "<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content + ' ' }}{% endfor %}"
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
     config = LlamaConfig(vocab_size=5, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
                          num_attention_heads=2, tie_word_embeddings=True)  # fmt: skip
     folder = tmp_path / "plain"

@@ -100,7 +100,7 @@ def expand(row: TokenRow, image_token_id: int, image_counts: Sequence[int]) -> T
 
 
 def _ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Control tokens: in an answer they can only be its end, for its text may hold none."""
+    """Control tokens: an answer's text may hold none, so those in it are what the format ends it with."""
     return set(tokenizer.convert_tokens_to_ids(control_tokens(tokenizer)))
 
 
@@ -126,7 +126,8 @@ def _encode(text: str, answers: Sequence[int], tokenizer: PreTrainedTokenizerBas
     if not answers:
         return whole
     prompt = _encode(text[: answers[-1]], answers[:-1], tokenizer)
-    if [t[0] for t in whole[: len(prompt)]] == [t[0] for t in prompt]:
+    # Places count too: a token may swallow the spaces behind it (Phi-3's), and with them the answer's own.
+    if whole[: len(prompt)] == prompt:
         return whole
     return prompt + _tokens(text[answers[-1] :], answers[-1], tokenizer)
 
