@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from vlmkit.data.sample import IMAGE, Conversation, Message
@@ -58,8 +57,10 @@ def render_chat(
             segments += split_text(text[done : span[0]], name)
             segments += split_text(text[slice(*span)], name, message.weight)
             done = span[1]
+        elif write(conversation, ask=generate) != text:  # it writes the date, and midnight has passed
+            return render_chat(conversation, tokenizer, generate=generate)
         elif not generate:  # what was said before a question may be rendered in any way
-            raise _rewritten(i)
+            raise _untrainable(i, _tail(conversation[: i + 1], write))
     return segments + split_text(text[done:], name)
 
 
@@ -71,27 +72,24 @@ def chat_end(tokenizer: PreTrainedTokenizerBase) -> str | None:
         VlmkitError: The template fails on one question and its answer.
     """
     tail = _tail((Message("user", ("question",)), Message("assistant", ("",))), _writer(tokenizer))
+    if not tail.strip():
+        raise _endless()
     end = tail[: _end_of_turn(tail, tokenizer)]
     return max((token for token in control_tokens(tokenizer) if end.endswith(token)), key=len, default=None)
 
 
 def _writer(tokenizer: PreTrainedTokenizerBase) -> Write:
-    """Renders messages; a template that writes the date writes the same one every time."""
+    """Renders messages."""
     if not tokenizer.chat_template:
         raise UsageError(
             "the tokenizer has no chat template; choose the prompt plain or vicuna_v1, "
             "or set tokenizer.chat_template"
         )
-    clock = datetime.now().strftime
 
     def write(messages: Conversation, *, ask: bool = False) -> str:
         chat = [{"role": m.role, "content": join_parts(m.parts, image_token(tokenizer))} for m in messages]
         try:
-            return str(
-                tokenizer.apply_chat_template(
-                    chat, tokenize=False, add_generation_prompt=ask, strftime_now=clock
-                )
-            )
+            return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=ask))
         except Exception as error:  # jinja2's errors are a stranger's: a template may raise what it likes
             raise VlmkitError(_failed(messages, error)) from error
 
@@ -115,7 +113,7 @@ def _span(
     """
     prompt, alone, tail = write(messages[:-1], ask=True), write(messages), _tail(messages, write)
     end = len(alone) - len(tail) + _end_of_turn(tail, tokenizer)
-    fits = alone.startswith(prompt) and alone.endswith(tail) and text.startswith(alone[:end])
+    fits = tail.strip() and alone.startswith(prompt) and alone.endswith(tail) and text.startswith(alone[:end])
     return (len(prompt), end) if fits else None
 
 
@@ -129,17 +127,22 @@ def _tail(messages: Conversation, write: Write) -> str:
 
 def _end_of_turn(tail: str, tokenizer: PreTrainedTokenizerBase) -> int:
     """Length of the part of a tail that ends the answer: through its first run of control tokens, or all."""
-    if not tail.strip():
-        raise UsageError(
-            "the chat template writes nothing behind an answer, so the model would never learn to end it; "
-            "let the template write an end token there, or choose the prompt vicuna_v1"
-        )
     tokens = "|".join(map(re.escape, sorted(control_tokens(tokenizer), key=len, reverse=True)))
     found = re.search(f"(?:{tokens})+", tail) if tokens else None
     return found.end() if found else len(tail)
 
 
-def _rewritten(i: int) -> VlmkitError:
+def _endless() -> UsageError:
+    return UsageError(
+        "the chat template writes nothing behind an answer, so the model would never learn to end it; "
+        "let the template write an end token there, or choose the prompt vicuna_v1"
+    )
+
+
+def _untrainable(i: int, tail: str) -> VlmkitError:
+    """Why message `i`, an answer, has no span."""
+    if not tail.strip():
+        return _endless()
     return VlmkitError(
         f"the chat template changes earlier text: message {i} (assistant) is not rendered as the prompt for "
         "it and then the answer (templates that drop or add thinking do so), so what is trained would not be "
