@@ -192,6 +192,17 @@ class TestParts:
         again = VLM.from_pretrained(tmp_path / "again")
         assert torch.equal(logits(again, {"input_ids": ids}), grown)
 
+    def test_generation_stops_at_the_end_of_a_turn_too(self, plain_llm, tiny_recipe, tmp_path):
+        """As with Gemma: EOS ends texts, another token ends turns."""
+        tokenizer = AutoTokenizer.from_pretrained(plain_llm)
+        tokenizer.add_special_tokens({"extra_special_tokens": ["circle"]})
+        tokenizer.chat_template = "{% for m in messages %}{{ m.content + ' circle\\n' }}{% endfor %}"
+        tokenizer.save_pretrained(plain_llm)
+        recipe = tiny_recipe().model_dump()
+        recipe["model"]["llm"] = {"weights": str(plain_llm)}
+        assemble(Recipe.model_validate(recipe)).save_pretrained(tmp_path / "saved")
+        assert VLM.from_pretrained(tmp_path / "saved").generation_config.eos_token_id == [1, 4]
+
     def test_weights_that_are_not_there_are_one_line(self, tiny_recipe, tmp_path):
         recipe = tiny_recipe().model_dump()
         recipe["model"]["llm"] = {"weights": str(tmp_path)}
