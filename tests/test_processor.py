@@ -70,12 +70,14 @@ def bytes_tokenizer():
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = ["<s>", "</s>", "<|im_start|>"]
+    special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
         vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     tokenizer.train_from_iterator(["what color is it?\n"], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", chat_template=CHATML)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=CHATML
+    )
 
 
 class TestInputs:
@@ -116,7 +118,9 @@ class TestInputs:
         expected = ours.prompts([query.conversation], [query.images])
         assert same(ours.apply_chat_template(chat(*one), **INPUTS), expected)
         text = ours.apply_chat_template(chat(*one), add_generation_prompt=True)
-        assert text.count("<image>") == 2 and ("<|im_start|>" in text) == (prompt == "chat_template")
+        assert text.count("<image>") == 2 and ("<|im_start|>" in text) == (
+            prompt in ("chatml", "chat_template")
+        )
         assert same(ours(text=text, images=one[0], **PADDED), expected)
 
     def test_a_whole_conversation_is_rendered_with_its_answers(self, processor):

@@ -75,7 +75,7 @@ def plain_llm(tmp_path):
     words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "a": 2, "red": 3, "circle": 4}, "<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content + ' ' }}{% endfor %}"
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
     config = LlamaConfig(vocab_size=5, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
                          num_attention_heads=2, tie_word_embeddings=True)  # fmt: skip
     folder = tmp_path / "plain"
@@ -191,6 +191,17 @@ class TestParts:
         model.save_pretrained(tmp_path / "again")
         again = VLM.from_pretrained(tmp_path / "again")
         assert torch.equal(logits(again, {"input_ids": ids}), grown)
+
+    def test_generation_stops_at_the_end_of_a_turn_too(self, plain_llm, tiny_recipe, tmp_path):
+        """As with Gemma: EOS ends texts, another token ends turns."""
+        tokenizer = AutoTokenizer.from_pretrained(plain_llm)
+        tokenizer.add_special_tokens({"extra_special_tokens": ["circle"]})
+        tokenizer.chat_template = "{% for m in messages %}{{ m.content + ' circle\\n' }}{% endfor %}"
+        tokenizer.save_pretrained(plain_llm)
+        recipe = tiny_recipe().model_dump()
+        recipe["model"]["llm"] = {"weights": str(plain_llm)}
+        assemble(Recipe.model_validate(recipe)).save_pretrained(tmp_path / "saved")
+        assert VLM.from_pretrained(tmp_path / "saved").generation_config.eos_token_id == [1, 4]
 
     def test_weights_that_are_not_there_are_one_line(self, tiny_recipe, tmp_path):
         recipe = tiny_recipe().model_dump()

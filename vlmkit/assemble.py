@@ -65,7 +65,7 @@ def assemble(recipe: Recipe) -> VLM:
     # Of tokens that stay outside the sequence the marker counts alone, and a layout may need their grid, too.
     model.count_given(square)
     model.processor = Processor.from_config(config, tokenizer)
-    _set_generation(model, tokenizer)
+    _set_generation(model, tokenizer, PROMPTS[recipe.model.prompt].end(tokenizer))
     return model
 
 
@@ -86,11 +86,13 @@ def training_texts(recipe: Recipe) -> Iterator[str]:
                 yield from (text for message in conversation for text in message.texts)
 
 
-def _set_generation(model: VLM, tokenizer: Any) -> None:
+def _set_generation(model: VLM, tokenizer: Any, end: str | None) -> None:
     """Greedy by default, stop where training stops, and never sample an image placeholder."""
     generation = model.generation_config
     assert generation is not None
     generation.eos_token_id = tokenizer.eos_token_id
+    if end not in (None, tokenizer.eos_token):  # Gemma's turns end with another token than its texts
+        generation.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(end)]
     generation.pad_token_id = tokenizer.pad_token_id
     generation.bos_token_id = tokenizer.bos_token_id
     generation.suppress_tokens = [model.config.image_token_id]

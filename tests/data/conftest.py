@@ -1,7 +1,7 @@
 """Small tokenizers of the kinds that language models use, trained on a few sentences."""
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from vlmkit.data.prompts import VICUNA_SYSTEM
@@ -44,6 +44,25 @@ def byte_level(trim):
     return _wrap(tokenizer, processors.ByteLevel(trim_offsets=True) if trim else None)
 
 
+def newline_runs(controls, **names):
+    """Byte level as of Qwen and Llama 3: a run of newlines is one piece, so a prompt's can join an answer's.
+
+    Args:
+        controls: Control tokens, which take the first ids.
+        names: Which token is EOS and so on, and the chat template.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    pieces = pre_tokenizers.Split(Regex(r"\s*[\r\n]+|\s+(?!\S)| ?[^\s]+|\s+"), "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, to_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=controls, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator([*TEXTS, "\n\n\n\n", "user\n\nassistant\n\n\n"] * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
 def metaspace_bpe(scheme):
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
@@ -76,6 +95,11 @@ def any_tokenizer(request):
     return BUILDERS[request.param]()
 
 
+@pytest.fixture(scope="session")
+def build_newline_runs():
+    return newline_runs
+
+
 @pytest.fixture
 def words():
     return BUILDERS["words"]()
@@ -84,6 +108,11 @@ def words():
 @pytest.fixture
 def llama_like():
     return BUILDERS["metaspace_bpe_always"]()
+
+
+@pytest.fixture
+def unigram():
+    return BUILDERS["metaspace_unigram"]()
 
 
 @pytest.fixture

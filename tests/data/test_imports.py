@@ -1,6 +1,6 @@
 """What the room loads: formats, prompts, tokens and packing need neither torch nor transformers."""
 
-MODULES = "formats, prompts, tokens, pack, chat_template, segments"
+MODULES = "formats, prompts, tokens, pack, segments"
 
 
 def test_light_modules_stay_light(python):

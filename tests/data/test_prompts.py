@@ -197,7 +197,12 @@ def test_own_image_token_in_text_is_refused(words):
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}", "changes earlier text"),
+        (
+            "{{ messages | length }}{% for m in messages %}{{ m.content }}</s>{% endfor %}",
+            "changes earlier text",
+        ),
+        ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "writes nothing behind an answer"),
+        ("{% for m in messages[::2] %}{{ m.content }}</s>{% endfor %}", "does not write the answer"),
         ("{{ raise_exception('no system role') }}", "failed on roles.*no system role"),
         (
             "{% for m in messages %}{{ m.role }}</s>{% endfor %}",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlmkit.data.sample import IMAGE, Message, Part
+from vlmkit.data.sample import IMAGE, Conversation, Message, Part
 from vlmkit.errors import UsageError, VlmkitError
 
 if TYPE_CHECKING:
@@ -55,6 +55,19 @@ def eos_token(tokenizer: PreTrainedTokenizerBase) -> str:
     if tokenizer.eos_token is None:
         raise UsageError("the tokenizer has no EOS token, an answer could not end; set tokenizer.eos_token")
     return str(tokenizer.eos_token)
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Tokens that steer and are no text: those the tokenizer has names for, and all it marks as special."""
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return list(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
+
+
+def split_system(conversation: Conversation, default: str) -> tuple[str, Conversation]:
+    """The system text, or the default one where there is none, and the turns."""
+    if conversation[0].role == "system":
+        return conversation[0].text, conversation[1:]
+    return default, conversation
 
 
 def check_text(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> None:

@@ -8,7 +8,7 @@ from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
 from vlmkit.data.sample import IMAGE, Conversation
-from vlmkit.data.segments import Segment, image_token
+from vlmkit.data.segments import Segment, control_tokens, image_token
 from vlmkit.errors import UsageError, VlmkitError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def tokenize(
         tokenizer: A fast one, that has the image token if there are image slots.
         image_token_id: Id of the image token.
         image_counts: Number of tokens of each image, in the order of the slots.
-        eos_weight: Factor on the loss weight of supervised EOS tokens.
+        eos_weight: Factor on the loss weight of supervised end tokens: EOS, or what ends a turn.
 
     Raises:
         UsageError: The tokenizer is slow, or does not know the image token under that id.
@@ -60,7 +60,7 @@ def tokenize(
     text, weights = _flatten(segments, image_token(tokenizer))
     answers = [i for i, weight in enumerate(weights) if weight and not (i and weights[i - 1])]
     coded = _encode(text, answers, tokenizer)
-    counts = iter(image_counts)
+    counts, ends = iter(image_counts), _ends(tokenizer) if eos_weight != 1 else set()
     out = [(i, 0.0) for i in _bos(tokenizer, [token for token, _, _ in coded])]
     for token, start, end in coded:
         if token == image_token_id:
@@ -68,7 +68,7 @@ def tokenize(
             continue
         # Tokenizers that trim spaces from offsets can leave none: such a token goes with what follows.
         weight = max(weights[start : max(end, start + 1)], default=0.0)
-        out.append((token, weight * (eos_weight if token == tokenizer.eos_token_id else 1.0)))
+        out.append((token, weight * (eos_weight if token in ends else 1.0)))
     return TokenRow(tuple(i for i, _ in out), tuple(w for _, w in out))
 
 
@@ -99,6 +99,11 @@ def expand(row: TokenRow, image_token_id: int, image_counts: Sequence[int]) -> T
     return TokenRow(tuple(ids), tuple(chain.from_iterable(map(repeat, row.weights, times))))
 
 
+def _ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Control tokens: an answer's text may hold none, so those in it are what the format ends it with."""
+    return set(tokenizer.convert_tokens_to_ids(control_tokens(tokenizer)))
+
+
 def _flatten(segments: Sequence[Segment], placeholder: str) -> tuple[str, list[float]]:
     """The whole text, and the weight of each of its characters."""
     texts = [placeholder if s.part is IMAGE else str(s.part) for s in segments]
@@ -121,7 +126,8 @@ def _encode(text: str, answers: Sequence[int], tokenizer: PreTrainedTokenizerBas
     if not answers:
         return whole
     prompt = _encode(text[: answers[-1]], answers[:-1], tokenizer)
-    if [t[0] for t in whole[: len(prompt)]] == [t[0] for t in prompt]:
+    # Places count too: a token may swallow the spaces behind it (Phi-3's), and with them the answer's own.
+    if whole[: len(prompt)] == prompt:
         return whole
     return prompt + _tokens(text[answers[-1] :], answers[-1], tokenizer)
 
@@ -188,7 +194,7 @@ def check_vocabulary(
     Raises:
         UsageError: Names the token or the words.
     """
-    specials = tokenizer.all_special_tokens
+    specials = control_tokens(tokenizer)
     for message in conversation:
         text = message.text
         token = next((token for token in specials if token in text), None)
