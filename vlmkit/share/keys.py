@@ -21,7 +21,7 @@ from torch import nn
 import vlmkit
 import vlmkit_connectors
 from vlmkit.data.collate import TextRules
-from vlmkit.data.sample import Sample
+from vlmkit.data.sample import FileSlice, ImageSource, Sample
 from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.text import tensors_hash
 
@@ -136,10 +136,20 @@ def data_hash(samples: Sequence[Sample]) -> str:
 def _facts_of(sample: Sample) -> Iterator[Any]:
     yield sample.id, sample.captions
     for source in sample.images:
-        yield hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else _file_facts(source)
+        yield _image_facts(source)
     for conversation in sample.conversations:
         for message in conversation:
             yield message.role, message.parts, message.weight
+
+
+def _image_facts(source: ImageSource) -> Any:
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    if isinstance(source, FileSlice):
+        return (*_file_facts(source.path), source.offset, source.size)
+    if isinstance(source, Path):
+        return _file_facts(source)
+    return source.mode, source.size, hashlib.sha256(source.tobytes()).hexdigest()
 
 
 def _file_facts(path: Path) -> tuple[str, int, int]:

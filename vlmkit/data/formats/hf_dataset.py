@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from vlmkit.data.formats.files import check_any, check_limit
 from vlmkit.data.formats.hf_rows import Columns, read_sample
+from vlmkit.data.formats.lazy import LazySamples
 from vlmkit.data.sample import Sample
 from vlmkit.errors import MissingExtraError, UsageError, VlmkitError, unknown_name
 
@@ -71,7 +72,7 @@ def hf_dataset(
     return samples
 
 
-class HfSamples(Sequence[Sample]):
+class HfSamples(LazySamples):
     """Samples made of table rows when they are asked for.
 
     Args:
@@ -88,16 +89,8 @@ class HfSamples(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        number = range(len(self))[index]
+    def read(self, number: int) -> Sample:
+        """The sample of a row."""
         row = self.rows[number].to_pylist()[0]
         return read_sample(row, f"{self.origin} row {number}", self.columns)
 

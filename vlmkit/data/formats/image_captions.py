@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from vlmkit.data.formats import files
+from vlmkit.data.formats.json_rows import iter_rows
 from vlmkit.data.sample import IMAGE, Message, Sample
 from vlmkit.errors import VlmkitError
 
@@ -48,7 +49,7 @@ def _captions(root: Path, paths: Sequence[Path], images: Collection[Path]) -> di
 
 def _table(root: Path, table: Path, images: Collection[Path]) -> dict[Path, str]:
     captions: dict[Path, str] = {}
-    for place, row in files.read_rows(table):
+    for place, row in iter_rows(table):
         image = files.file_below(root, files.text_field(row, "file_name", place), place, "file_name")
         if not image.is_file():
             raise VlmkitError(f"{place}, field 'file_name': {image} does not exist; add it or remove the row")
