@@ -72,7 +72,7 @@ def file_below(root: Path, name: str, place: str, field: str) -> Path:
         raise VlmkitError(f"{place}, field {field!r}: {name!r} is no path; correct it")
     path = root / name
     # Most names have nothing to look at more closely, and there are millions of them.
-    if not (os.path.isabs(name) or os.path.normpath(name).startswith("..")):
+    if not (os.path.normpath(name).startswith(("..", os.sep))):
         return path
     if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(root)):
         raise VlmkitError(

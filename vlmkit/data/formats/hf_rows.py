@@ -18,7 +18,7 @@ from PIL import Image
 from vlmkit.data.formats.files import Row, text_field
 from vlmkit.data.formats.llava_json import read_turn, split_slots
 from vlmkit.data.formats.sources import embedded_image
-from vlmkit.data.sample import IMAGE, Conversation, ImageSource, Message, Part, Sample
+from vlmkit.data.sample import IMAGE, Conversation, FileSlice, ImageSource, Message, Part, Sample
 from vlmkit.data.segments import DEFAULT_IMAGE_TOKEN
 from vlmkit.errors import VlmkitError
 
@@ -85,7 +85,7 @@ def _source(item: Any, folder: Path, place: str) -> ImageSource:
     # The `Image` feature is stored as both: bytes where the image is embedded, else a path.
     if isinstance(item, dict):
         item = item.get("bytes") or item.get("path")
-    if isinstance(item, Image.Image) or (isinstance(item, bytes) and item):
+    if isinstance(item, Image.Image | FileSlice) or (isinstance(item, bytes) and item):
         return item
     if isinstance(item, str) and item:
         embedded = embedded_image(item, place)

@@ -202,8 +202,8 @@ class _Window:
                 value, end = _DECODER.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
                 # It may be cut off by the window's end, and only the file's end says that it is not.
+                at = self.byte + len(self.text[self.at : error.pos].encode())
                 if not self.more():
-                    at = self.byte + len(self.text[self.at : error.pos].encode())
                     raise VlmkitError(f"{place} is not JSON ({error.msg} at byte {at}); repair it") from None
                 continue
             self.skip(end - self.at)

@@ -105,8 +105,9 @@ def _sample(place: str, row: Row, columns: TableColumns) -> Sample:
     for name in columns.image:
         value = row[name]
         images += value if isinstance(value, list) else [] if value in (None, "") else [value]
-    said = {"images": images, "talk": _talk(place, row, columns), "id": row.get("id") or None}
-    sample = read_sample(said, place, Columns("talk", "images", columns.folder))
+    text = columns.messages or columns.answer
+    said = {"images": images, "id": row.get("id") or None, text: _talk(place, row, columns)}
+    sample = read_sample(said, place, Columns(text, "images", columns.folder))
     if columns.messages is None and columns.question is None:
         return replace(sample, captions=(row[columns.answer],))
     return sample

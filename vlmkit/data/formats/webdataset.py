@@ -95,14 +95,10 @@ class TarSamples(LazySamples):
         said = self._conversation(own["json"]) if "json" in own else None
         place = f"{self.paths[shard]}/{key}"
         if said is None and not (caption and images):
-            lacks = (
-                "no image for its caption"
-                if caption
-                else "no conversation in its .json, no caption in a .txt"
-            )
+            lacks = "no image for its caption" if caption else "neither a conversation nor a caption"
             raise VlmkitError(f"{place} has {lacks}; add it, or remove the sample")
         talk = said if said is not None else [{"user": "", "assistant": caption}]
-        sample = read_sample({"talk": talk, "images": images}, place, Columns("talk", "images", Path()))
+        sample = read_sample({"json": talk, "images": images}, place, Columns("json", "images", Path()))
         return replace(sample, captions=(caption,) if caption else ())
 
     def _members(self, shard: int, sample: int) -> tuple[str, list[tuple[str, FileSlice]]]:
