@@ -37,6 +37,18 @@ FORMATS = (
 EAGER = "JSONL, all samples in a list"
 
 
+WHAT = (
+    "`python benchmarks/data_memory.py`: a process opens a data set of rows with one image (700 bytes of text "
+    f"each) and reads {READS:,} samples in random order, on one busy CPU core. MB are what the process holds more "
+    "than before it opened the data. Pages of mapped files are taken back by the system when it needs room."
+)
+HEAD = "| format | samples | MB | MB of mapped files | seconds to open: first / again | µs a sample |"
+NOTE = (
+    "JSON and CSV are read and checked as a whole each time they are opened: that is the time. `mixture` is the "
+    "JSONL and the tars together. The last kind is how it would be without an index."
+)
+
+
 def row(number):
     """A row of LLaVA's form, some 700 bytes."""
     asked = "<image>\nwhat is to be seen in this picture? " + "please say it in detail. " * 6
@@ -163,16 +175,8 @@ def main():
             times = f"{seconds[0]:.1f} / {seconds[1]:.1f}"
             lines.append(f"| {name} | {found:,} | {own:.0f} | {files:.0f} | {times} | {each:.0f} |")
             print(lines[-1], flush=True)
-    RESULTS.write_text(
-        "# Memory of data sets\n\n`python benchmarks/data_memory.py`: a process opens a data set of rows with "
-        f"one image (700 bytes of text each) and reads {READS:,} samples in random order, on one busy CPU core. "
-        "MB are what the process holds more than before it opened the data. Pages of mapped files are taken "
-        "back by the system when it needs room.\n\n"
-        "| format | samples | MB | MB of mapped files | seconds to open: first / again | µs a sample |\n"
-        "| --- | --- | --- | --- | --- | --- |\n" + "\n".join(lines) + "\n\n"
-        "JSON and CSV are read and checked as a whole each time they are opened: that is the time. `mixture` is the "
-        "JSONL and the tars together. The last kind is how it would be without an index.\n"
-    )
+    table = "\n".join([HEAD, "| --- " * 6 + "|", *lines])
+    RESULTS.write_text(f"# Memory of data sets\n\n{WHAT}\n\n{table}\n\n{NOTE}\n")
 
 
 if __name__ == "__main__":

@@ -286,7 +286,8 @@ PUBLISHED = {
     ),
     "LLaVA on the hub": (
         {"id": "7", "image": dot(1), "conversations": FORMS["llava"]},
-        {"id": TEXT, "image": datasets.Image(), "conversations": datasets.List({"from": TEXT, "value": TEXT})},
+        {"id": TEXT, "image": datasets.Image(),
+         "conversations": datasets.List({"from": TEXT, "value": TEXT})},
     ),
 }  # fmt: skip
 
