@@ -38,14 +38,15 @@ EAGER = "JSONL, all samples in a list"
 
 
 WHAT = (
-    "`python benchmarks/data_memory.py`: a process opens a data set of rows with one image (700 bytes of text "
-    f"each) and reads {READS:,} samples in random order, on one busy CPU core. MB are what the process holds more "
-    "than before it opened the data. Pages of mapped files are taken back by the system when it needs room."
+    "`python benchmarks/data_memory.py`: a process opens a data set of rows with one image (700 bytes of "
+    f"text each) and reads {READS:,} samples in random order, on one busy CPU core. MB are what the process "
+    "holds more than before it opened the data. Pages of mapped files are taken back by the system when it "
+    "needs room."
 )
 HEAD = "| format | samples | MB | MB of mapped files | seconds to open: first / again | µs a sample |"
 NOTE = (
-    "JSON and CSV are read and checked as a whole each time they are opened: that is the time. `mixture` is the "
-    "JSONL and the tars together. The last kind is how it would be without an index."
+    "JSON and CSV are read and checked as a whole each time they are opened: that is the time. `mixture` is "
+    "the JSONL and the tars together. The last kind is how it would be without an index."
 )
 
 
