@@ -112,12 +112,12 @@ def check_blocks(raw: Mapping[str, Any]) -> list[str]:
     problems += _check_name("model.prompt", "prompt format", model.get("prompt"), PROMPTS)
     for i, stage in enumerate(_list(raw.get("stages"))):
         if isinstance(stage, dict):
-            problems += _check(f"stages.{i}.data", stage.get("data"), _data_factory)
+            problems += _check_data(f"stages.{i}.data", stage.get("data"))
             problems += _check_name(f"stages.{i}.prompt", "prompt format", stage.get("prompt"), PROMPTS)
             problems += _check_objective(f"stages.{i}.objective", stage.get("objective"))
     evaluate = raw.get("evaluate")
     if isinstance(evaluate, dict):
-        problems += _check("evaluate.data", evaluate.get("data"), _data_factory)
+        problems += _check_data("evaluate.data", evaluate.get("data"))
     return problems
 
 
@@ -141,6 +141,16 @@ def _data_factory(name: str) -> Any:
     if name not in DATA_FORMATS:
         raise unknown_name("data format", name, DATA_FORMATS)
     return DATA_FORMATS[name]
+
+
+def _check_data(path: str, block: Any) -> list[str]:
+    """Errors of a data block, and of those in a mixture."""
+    problems = _check(path, block, _data_factory)
+    if isinstance(block, dict) and block.get("type") == "mixture":
+        for i, source in enumerate(_list(block.get("sources"))):
+            if isinstance(source, dict):
+                problems += _check_data(f"{path}.sources.{i}.data", source.get("data"))
+    return problems
 
 
 def _check(path: str, block: Any, factory: Any) -> list[str]:
@@ -181,7 +191,9 @@ def _check_value(path: str, annotation: Any, value: Any) -> list[str]:
     try:
         read = adapter.validate_python(value)
     except ValidationError as error:
-        return [f"{path}: {error.errors()[0]['msg']}; found {value!r}"]
+        first = error.errors()[0]
+        inside = "".join(f".{key}" for key in first["loc"])
+        return [f"{path}{inside}: {first['msg']}; found {first['input'] if inside else value!r}"]
     if isinstance(value, str) and not isinstance(read, str | Path):
         return [f"{path}: a number is needed, found the text {value!r}; write it without quotes"]
     return []

@@ -23,7 +23,7 @@ from vlmkit.llm.words import build_words_tokenizer
 from vlmkit.plan_memory import Memory, estimate
 from vlmkit.recipe import Block, Recipe, Stage
 from vlmkit.recipe_files import bundled_recipes
-from vlmkit.train.schedule import total_steps
+from vlmkit.train.schedule import epoch_length, total_steps
 from vlmkit.train.stage import PartRow, apply_stage, finish_stage
 from vlmkit.vlm import VLM
 from vlmkit.weights import PYPI, resolve_weights
@@ -167,12 +167,12 @@ def _stage(recipe: Recipe, stage: Stage, model: VLM, notes: list[str]) -> StageP
 
 
 def _count_samples(data: Block, notes: list[str]) -> int | None:
-    """Number of samples; None where they are not on this machine."""
+    """Number of samples an epoch; None where they are not on this machine."""
     if data.type == "hf_dataset" and not Path(str(data.options.get("path"))).exists():
         notes.append(f"data set {data.options.get('path')} is not on this machine: steps unknown")
         return None
     try:
-        return len(build_data(data))
+        return epoch_length(build_data(data))
     except VlmkitError as error:
         notes.append(f"data not found, steps unknown: {error}")
         return None

@@ -258,3 +258,76 @@ def test_a_recipe_trains_on_it(tmp_path, tiny_recipe):
     stage = {"data": {"type": "hf_dataset", "path": path}, "steps": 2, "group": "modality_length"}
     recipe = tiny_recipe(stages=[stage], output=str(tmp_path / "run"))
     assert (train_recipe(recipe).path / "model.safetensors").is_file()
+
+
+PARTS = datasets.List({"type": TEXT, "text": TEXT})
+TURNS = datasets.List(datasets.Value("int64"))
+# The columns of published data sets, as their cards give them.
+PUBLISHED = {
+    "FineVision": (
+        {"images": [dot(1)], "texts": ASKED, "source": "ai2d", "relevance_ratings": [5], "relevance_min": 5},
+        {"images": IMAGES, "texts": PAIRS, "source": TEXT, "relevance_ratings": TURNS,
+         "relevance_min": datasets.Value("int64")},
+    ),
+    "the Cauldron": (
+        {"images": [dot(1)], "texts": [{**ASKED[0], "source": "vqav2"}]},
+        {"images": IMAGES, "texts": datasets.List({"user": TEXT, "assistant": TEXT, "source": TEXT})},
+    ),
+    "TRL, parts": (
+        {"images": [dot(1)], "messages": [
+            {"role": "user", "content": [{"type": "image", "text": None}, {"type": "text", "text": "what?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "a dot"}]},
+        ]},
+        {"images": IMAGES, "messages": datasets.List({"role": TEXT, "content": PARTS})},
+    ),
+    "TRL, text": (
+        {"images": [dot(1)], "messages": FORMS["text"]},
+        {"images": IMAGES, "messages": datasets.List({"role": TEXT, "content": TEXT})},
+    ),
+    "LLaVA on the hub": (
+        {"id": "7", "image": dot(1), "conversations": FORMS["llava"]},
+        {"id": TEXT, "image": datasets.Image(),
+         "conversations": datasets.List({"from": TEXT, "value": TEXT})},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+@pytest.mark.parametrize("where", ["saved", "parquet"])
+def test_rows_as_they_are_published(kind, where, tmp_path):
+    row, features = PUBLISHED[kind]
+    image = "image" if "image" in row else "images"
+    nothing = {name: value for name, value in row.items() if name != image}
+    if kind.startswith("LLaVA"):
+        nothing["conversations"] = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a dot"}]
+    elif kind == "TRL, parts":
+        nothing["messages"] = [{"role": m["role"], "content": m["content"][-1:]} for m in row["messages"]]
+    data = table([row, nothing], **features)
+    path = saved(tmp_path, data)
+    if where == "parquet":
+        data.to_parquet(path + ".parquet")
+        path += ".parquet"
+    with_image, without = hf_dataset(path, images=image)
+    assert said(with_image) == [("user", (IMAGE, "what?")), ("assistant", ("a dot",))]
+    assert red(with_image) == [1]
+    assert without.images == () and said(without) == [("user", ("what?",)), ("assistant", ("a dot",))]
+
+
+def test_rows_are_kept_by_the_ratings_of_all_their_turns(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["vlmkit.data.formats.hf_dataset"], "BATCH", 2)
+    rated = [([5, 4], [1]), ([5, 3], [5]), (None, [5]), ([None, 4], [2]), ([], None)]
+    rows = [{"texts": ASKED, "id": str(i), "relevance_ratings": r, "formatting_ratings": f}
+            for i, (r, f) in enumerate(rated)]  # fmt: skip
+    path = saved(
+        tmp_path, table(rows, texts=PAIRS, id=TEXT, relevance_ratings=TURNS, formatting_ratings=TURNS)
+    )
+
+    def kept(ratings, **options):
+        return "".join(s.id for s in hf_dataset(path, images=None, min_ratings=ratings, **options))
+
+    assert kept({"relevance": 4}) == "0234" and kept({"relevance": 4, "formatting": 2}) == "234"
+    assert kept({"formatting": 2}, limit=2) == "12"
+    with pytest.raises(UsageError, match=r"unknown rating of .*'relevant'; did you mean 'relevance'"):
+        kept({"relevant": 4})
+    with pytest.raises(UsageError, match="min_ratings reads a column of the whole data set"):
+        kept({"relevance": 4}, streaming=True, limit=2)

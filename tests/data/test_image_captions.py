@@ -1,6 +1,7 @@
 """Folders of captioned images."""
 
 import json
+import pickle
 
 import pytest
 from PIL import Image
@@ -109,3 +110,19 @@ def test_a_text_that_is_not_utf8(folder):
     (folder / "a.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(VlmkitError, match=r"a\.txt is not UTF-8"):
         image_captions(folder)
+
+
+def test_what_stays_in_memory_are_paths_and_captions(tmp_path):
+    """Links count as files; order is folder by folder; names that are not UTF-8 are kept."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.data", "png")
+    names = ["a/b.png", "a-b.png", "a/\udcff.png", *(f"n/{i}.png" for i in range(500))]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(tmp_path / "x.data")
+        (tmp_path / name).with_suffix(".txt").write_text(f"what {name[-6:-4]!a} shows")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    samples = image_captions(tmp_path)
+    assert len(samples) == 503
+    assert [s.id for s in samples[:3]] == ["a/b.png", "a/\udcff.png", "a-b.png"]
+    assert samples[1].open_images()[0].size == (4, 4) and samples[1].captions == ("what '/\\udcff' shows",)
+    assert len(pickle.dumps(samples)) < 503 * 50

@@ -118,11 +118,12 @@ def test_a_name_that_is_no_path_is_explained(tmp_path):
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
-        ("[{]", "data.json", "data.json is not JSON"),
-        ('{"id": 1}', "data.json", "holds a dict; a list of objects is needed"),
+        ("[{]", "data.json", r"data.json row 0 is not JSON \(.* at byte 2\); repair it"),
+        ('{"id": 1}', "data.json", "starts with '{'; a list of objects is needed"),
         ("[3]", "data.json", "row 0 is a int; an object is needed"),
         ("[]", "data.json", "holds no sample"),
-        ('{"conversations": 1}\n{', "data.jsonl", "data.jsonl line 2 is not JSON"),
+        ('{"conversations": 1}', "data.jsonl", "data.jsonl line 1, field 'conversations'"),
+        ("\n\n{", "data.jsonl", "data.jsonl line 3 is not JSON"),
     ],
 )
 def test_malformed_files(tmp_path, content, name, message):

@@ -6,14 +6,21 @@ Nothing here opens an image before it is needed.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
 from PIL import Image
 
 from vlmkit.errors import VlmkitError
-from vlmkit_retrieval.images import MAX_PIXELS, ImageError, ImageSizeError, decode_image, read_file
+from vlmkit_retrieval.images import (
+    MAX_PIXELS,
+    ImageError,
+    ImageSizeError,
+    decode_image,
+    read_file,
+    upright_rgb,
+)
 
 
 class ImageSlot(enum.Enum):
@@ -55,20 +62,63 @@ Conversation = tuple[Message, ...]
 
 
 @dataclass(frozen=True)
+class FileSlice:
+    """Bytes inside a larger file, as a member of a tar; nothing is kept open, so that processes can share it.
+
+    Attributes:
+        path: The file.
+        offset: Of the first byte.
+        size: In bytes.
+        name: What the bytes are called in errors.
+    """
+
+    path: Path
+    offset: int
+    size: int
+    name: str = field(compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.path}, member {self.name}"
+
+    def read(self) -> bytes:
+        """The bytes.
+
+        Raises:
+            VlmkitError: The file cannot be read, or ends before them.
+        """
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
+        except OSError as error:
+            raise VlmkitError(f"{self} cannot be read: {error.strerror}; check the path") from None
+        if len(data) != self.size:
+            raise VlmkitError(
+                f"{self} has {len(data)} of its {self.size} bytes; the file was cut off, replace it"
+            )
+        return data
+
+
+ImageSource = Path | bytes | FileSlice | Image.Image
+
+
+@dataclass(frozen=True)
 class Sample:
     """Images with what is said about them.
 
     Attributes:
         id: Names the sample in errors and reports.
-        images: Where the images are: a file, or encoded bytes.
+        images: Where the images are: a file, encoded bytes, a part of a file, or an image in memory.
         conversations: Independent conversations about the same images; each has one slot for every image.
         captions: Texts that describe the (first) image, for the contrastive objective.
+        source: Which source of a mixture it is from; empty without one.
     """
 
     id: str
-    images: tuple[Path | bytes, ...]
+    images: tuple[ImageSource, ...]
     conversations: tuple[Conversation, ...]
     captions: tuple[str, ...] = ()
+    source: str = ""
 
     def __post_init__(self) -> None:
         for conversation in self.conversations:
@@ -88,22 +138,34 @@ class Sample:
         return [open_image(source, f"sample {self.id!r}") for source in self.images]
 
 
-def open_image(source: Path | str | bytes, owner: str = "") -> Image.Image:
-    """Decode one image as RGB, upright by its EXIF orientation; the same pixels as an index gets.
+def open_image(source: ImageSource | str, owner: str = "") -> Image.Image:
+    """Open one image as RGB, upright by its EXIF orientation; the same pixels as an index gets.
 
     Args:
-        source: A file or encoded bytes.
+        source: A file, encoded bytes, a part of a file, or an image in memory.
         owner: Put in front of an error, e.g. the sample's name.
 
     Raises:
         VlmkitError: Missing, unreadable, or more than 50 million pixels (checked before decoding).
     """
+    prefix = f"{owner}: " if owner else ""
     try:
+        if isinstance(source, Image.Image):
+            return _from_memory(source)
+        if isinstance(source, FileSlice):
+            return decode_image(source.read())
         return decode_image(source if isinstance(source, bytes) else read_file(Path(source)))
     except ImageError as error:
-        where = "image bytes" if isinstance(source, bytes) else str(source)
-        prefix = f"{owner}: " if owner else ""
+        where = str(source) if isinstance(source, str | Path | FileSlice) else "image bytes"
         raise VlmkitError(prefix + _reason(where, error)) from None
+    except VlmkitError as error:
+        raise VlmkitError(f"{prefix}{error}") from None
+
+
+def _from_memory(image: Image.Image) -> Image.Image:
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageSizeError(image.width, image.height)
+    return upright_rgb(image)
 
 
 def _reason(where: str, error: ImageError) -> str:

@@ -22,7 +22,7 @@ from torch import nn
 import vlmkit
 import vlmkit_connectors
 from vlmkit.data.collate import TextRules
-from vlmkit.data.sample import Sample
+from vlmkit.data.sample import FileSlice, ImageSource, Sample
 from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.text import tensors_hash, text_hash
 
@@ -161,13 +161,20 @@ def _facts_of(sample: Sample) -> Iterator[Any]:
             yield message.role, message.parts, message.weight
 
 
-def image_facts(source: Path | bytes) -> str | tuple[str, int, int]:
+def image_facts(source: ImageSource) -> tuple[Any, ...]:
     """What tells an image from others: its bytes, or path, size and time of change of its file."""
     if isinstance(source, bytes):
-        return hashlib.sha256(source).hexdigest()
-    path = str(source.absolute())
+        return (hashlib.sha256(source).hexdigest(),)
+    if isinstance(source, FileSlice):
+        return (*_file_facts(source.path), source.offset, source.size)
+    if isinstance(source, Path):
+        return _file_facts(source)
+    return source.mode, source.size, hashlib.sha256(source.tobytes()).hexdigest()
+
+
+def _file_facts(path: Path) -> tuple[str, int, int]:
     try:
-        stat = source.stat()
+        stat = path.stat()
     except OSError:  # a missing image is the collator's to report
-        return (path, -1, -1)
-    return (path, stat.st_size, stat.st_mtime_ns)
+        return (str(path.absolute()), -1, -1)
+    return (str(path.absolute()), stat.st_size, stat.st_mtime_ns)

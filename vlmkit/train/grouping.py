@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from vlmkit.data.formats.mixture import Share
 from vlmkit.data.sample import Sample
 from vlmkit.train.schedule import Order, permutation
 
@@ -32,12 +33,15 @@ class GroupedOrder(Order):
         lengths: Of every sample, from `rough_length`.
         batch_size: Samples a step over all processes.
         seed: Of the shuffles.
+        shares: Of a mixture's sources.
     """
 
-    def __init__(self, lengths: Iterable[Length], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, lengths: Iterable[Length], batch_size: int, seed: int, shares: Sequence[Share] = ()
+    ) -> None:
         self.lengths = list(lengths)
         self.batch_size = batch_size
-        super().__init__(len(self.lengths), seed)
+        super().__init__(len(self.lengths), seed, shares)
 
     def shuffled(self, epoch: int) -> list[int]:
         """The samples of an epoch in order."""

@@ -23,13 +23,14 @@ from torch.utils.data import DataLoader, Dataset
 from vlmkit import checkpoint
 from vlmkit.data.batch import Batch
 from vlmkit.data.collate import Collator
+from vlmkit.data.formats.mixture import Mixture
 from vlmkit.data.sample import Sample
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.recipe import Stage
 from vlmkit.train.grouping import GroupedOrder, rough_length
 from vlmkit.train.metrics import MetricsFile, Reporter
 from vlmkit.train.module import StageModule, batch_weight
-from vlmkit.train.schedule import Order, lr_factor, total_steps
+from vlmkit.train.schedule import Order, epoch_length, lr_factor, total_steps
 
 Values = dict[str, float]
 
@@ -79,9 +80,10 @@ class Steps(Dataset[list[Batch]]):
 
 def _order(stage: Stage, data: StageData) -> Order:
     """The stage's data order; grouping reads every sample's text once."""
+    shares = data.samples.shares if isinstance(data.samples, Mixture) else ()
     if stage.group == "modality_length":
-        return GroupedOrder(map(rough_length, data.samples), stage.batch_size, data.seed)
-    return Order(len(data.samples), data.seed)
+        return GroupedOrder(map(rough_length, data.samples), stage.batch_size, data.seed, shares)
+    return Order(len(data.samples), data.seed, shares)
 
 
 @dataclass
@@ -121,7 +123,7 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
     """
     optimizer = torch.optim.AdamW(module.param_groups(stage), betas=stage.betas)
     base_rates = [group["lr"] for group in optimizer.param_groups]
-    steps = total_steps(stage, len(data.samples))
+    steps = total_steps(stage, epoch_length(data.samples))
     start = int(checkpoint.load_checkpoint(resume, module, optimizer)["step"]) if resume else 0
     run.metrics.rewind(stage.name, start)
     wrapped, optimizer = run.accelerator.prepare(module, optimizer)

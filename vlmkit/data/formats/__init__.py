@@ -8,6 +8,9 @@ from vlmkit.data.formats.easy_vqa import easy_vqa, question_type
 from vlmkit.data.formats.hf_dataset import hf_dataset
 from vlmkit.data.formats.image_captions import image_captions
 from vlmkit.data.formats.llava_json import llava_json
+from vlmkit.data.formats.mixture import mixture
+from vlmkit.data.formats.table import table
+from vlmkit.data.formats.webdataset import webdataset
 from vlmkit.data.sample import Sample
 
 DATA_FORMATS: dict[str, Callable[..., Sequence[Sample]]] = {
@@ -15,6 +18,9 @@ DATA_FORMATS: dict[str, Callable[..., Sequence[Sample]]] = {
     "hf_dataset": hf_dataset,
     "image_captions": image_captions,
     "llava_json": llava_json,
+    "mixture": mixture,
+    "table": table,
+    "webdataset": webdataset,
 }
 
 # What kind of question a reference answer belongs to; scores are given for each kind on its own.

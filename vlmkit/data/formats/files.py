@@ -1,49 +1,15 @@
-"""What the formats share: JSON rows with errors that name file and line, paths in rows, the limit."""
+"""What the formats share: fields of rows with errors that name them, paths in rows, the limit."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
 from vlmkit.errors import UsageError, VlmkitError
 
 Row = dict[str, Any]
-
-
-def read_rows(path: Path) -> list[tuple[str, Row]]:
-    """Objects of a JSON list or, where the name ends in .jsonl, one a line; each with its place for errors.
-
-    Raises:
-        VlmkitError: The file is missing, not UTF-8, not JSON, or not a list of objects.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise VlmkitError(f"{path} does not exist; check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise VlmkitError(f"{path} cannot be read as text ({error}); give a JSON or JSONL file") from None
-    if path.suffix.lower() == ".jsonl":
-        lines = enumerate(text.split("\n"), 1)
-        rows = [(f"{path} line {n}", _parse(line, f"{path} line {n}")) for n, line in lines if line.strip()]
-    else:
-        content = _parse(text, str(path))
-        if not isinstance(content, list):
-            raise VlmkitError(f"{path} holds a {type(content).__name__}; a list of objects is needed")
-        rows = [(f"{path} row {i}", row) for i, row in enumerate(content)]
-    for place, row in rows:
-        if not isinstance(row, dict):
-            raise VlmkitError(f"{place} is a {type(row).__name__}; an object is needed")
-    return rows
-
-
-def _parse(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise VlmkitError(f"{place} is not JSON ({error}); repair it") from None
 
 
 def text_field(row: Row, field: str, place: str) -> str:
@@ -80,6 +46,20 @@ def folder(path: str | Path) -> Path:
     return Path(path)
 
 
+def matching(pattern: str) -> list[Path]:
+    """The file of that name, or the files that a pattern with `*` names, sorted.
+
+    Raises:
+        UsageError: There is none.
+    """
+    path = Path(pattern).expanduser()
+    inside = str(path.relative_to(path.anchor))
+    found = [path] if path.is_file() else sorted(p for p in Path(path.anchor).glob(inside) if p.is_file())
+    if not found:
+        raise UsageError(f"there is no file {pattern}; check the path or pattern")
+    return found
+
+
 def file_below(root: Path, name: str, place: str, field: str) -> Path:
     """The path that a row names, which must lie in its folder.
 
@@ -91,6 +71,9 @@ def file_below(root: Path, name: str, place: str, field: str) -> Path:
     if "\0" in name:
         raise VlmkitError(f"{place}, field {field!r}: {name!r} is no path; correct it")
     path = root / name
+    # Most names have nothing to look at more closely, and there are millions of them.
+    if not (os.path.normpath(name).startswith(("..", os.sep))):
+        return path
     if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(root)):
         raise VlmkitError(
             f"{place}, field {field!r}: {name!r} leads out of {root}; "
@@ -99,11 +82,11 @@ def file_below(root: Path, name: str, place: str, field: str) -> Path:
     return path
 
 
-def check_any(samples: Sequence[Any], where: str) -> None:
+def check_any(samples: Sized, where: str) -> None:
     """Refuse an empty data set.
 
     Raises:
         VlmkitError: There is no sample.
     """
-    if not samples:
+    if not len(samples):
         raise VlmkitError(f"{where} holds no sample; check the path")

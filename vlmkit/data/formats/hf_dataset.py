@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from vlmkit.data.formats.files import check_any, check_limit
 from vlmkit.data.formats.hf_rows import Columns, read_sample
+from vlmkit.data.formats.lazy import LazySamples
 from vlmkit.data.sample import Sample
 from vlmkit.errors import MissingExtraError, UsageError, VlmkitError, unknown_name
 
 TEXT_COLUMNS = ("messages", "conversations", "texts")
+RATINGS = "_ratings"
+BATCH = 10_000
 FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 
 
@@ -23,6 +26,7 @@ def hf_dataset(
     images: str | None = "images",
     text: str | None = None,
     image_folder: str = "",
+    min_ratings: dict[str, int] | None = None,
     limit: int | None = None,
 ) -> Sequence[Sample]:
     """Read a data set of conversations about images; see `hf_rows` for the forms that are known.
@@ -44,11 +48,13 @@ def hf_dataset(
         images: Column of the images, one or a list a row; null for text only.
         text: Column of the conversation; by default `messages`, `conversations` or `texts`.
         image_folder: What image paths are relative to.
-        limit: Use the first so many rows.
+        min_ratings: Keep the rows whose every turn has at least these ratings, `{relevance: 4}` for the
+            column `relevance_ratings` (FineVision has four such, with 1 to 5 a turn). A turn without passes.
+        limit: Use the first so many rows, of those that are kept.
 
     Raises:
         MissingExtraError: The package datasets is not installed.
-        UsageError: Streaming without a limit; no such split or column.
+        UsageError: Streaming without a limit or with ratings; no such split, column or rating.
         VlmkitError: There is no such data set, or the first row is malformed.
     """
     check_limit(limit)
@@ -57,7 +63,11 @@ def hf_dataset(
             f"{path}: streaming needs a limit, as shuffling and resuming need a length; set limit: N, "
             "or streaming: false"
         )
+    if streaming and min_ratings:
+        raise UsageError(f"{path}: min_ratings reads a column of the whole data set; set streaming: false")
     rows = _load(path, split, name, streaming)
+    if min_ratings:
+        rows = _rated(rows, min_ratings, path)
     if streaming:
         rows = list(rows.take(limit))
     elif limit is not None and limit < len(rows):
@@ -71,7 +81,7 @@ def hf_dataset(
     return samples
 
 
-class HfSamples(Sequence[Sample]):
+class HfSamples(LazySamples):
     """Samples made of table rows when they are asked for.
 
     Args:
@@ -88,16 +98,8 @@ class HfSamples(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        number = range(len(self))[index]
+    def read(self, number: int) -> Sample:
+        """The sample of a row."""
         row = self.rows[number].to_pylist()[0]
         return read_sample(row, f"{self.origin} row {number}", self.columns)
 
@@ -128,6 +130,23 @@ def _load(path: str, split: str, name: str | None, streaming: bool) -> Any:
         reason = str(error).strip().partition("\n")[0]
         raise VlmkitError(f"data set {path!r}, split {split!r} cannot be loaded: {reason}") from error
     return rows.with_format("arrow")
+
+
+def _rated(rows: Any, least: dict[str, int], path: str) -> Any:
+    """The rows whose turns are all rated high enough, read from the columns of ratings alone."""
+    columns = {f"{name}{RATINGS}": rating for name, rating in least.items()}
+    for column in columns:
+        if column not in rows.column_names:
+            known = [name.removesuffix(RATINGS) for name in rows.column_names if name.endswith(RATINGS)]
+            raise unknown_name(f"rating of {path}", column.removesuffix(RATINGS), known)
+    kept: list[int] = []
+    for start, batch in enumerate(rows.select_columns(list(columns)).iter(BATCH)):
+        ratings = [batch[column].to_pylist() for column in columns]
+        for i, own in enumerate(zip(*ratings)):
+            rated = zip(own, columns.values())
+            if all(value is None or value >= low for turns, low in rated for value in turns or ()):
+                kept.append(start * BATCH + i)
+    return rows.select(kept)
 
 
 def _saved(saved: Any, path: str, split: str) -> Any:

@@ -13,9 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from PIL import Image
+
 from vlmkit.data.formats.files import Row, text_field
 from vlmkit.data.formats.llava_json import read_turn, split_slots
-from vlmkit.data.sample import IMAGE, Conversation, Message, Part, Sample
+from vlmkit.data.formats.sources import embedded_image
+from vlmkit.data.sample import IMAGE, Conversation, FileSlice, ImageSource, Message, Part, Sample
 from vlmkit.data.segments import DEFAULT_IMAGE_TOKEN
 from vlmkit.errors import VlmkitError
 
@@ -69,7 +72,7 @@ def read_sample(row: Row, place: str, columns: Columns) -> Sample:
     return Sample(str(name) if isinstance(name, str | int) else place, images, (conversation,))
 
 
-def _images(value: Any, columns: Columns, place: str) -> tuple[Path | bytes, ...]:
+def _images(value: Any, columns: Columns, place: str) -> tuple[ImageSource, ...]:
     """Encoded images or files, of one image, a list, or nothing."""
     items = [] if value is None else value if isinstance(value, list) else [value]
     return tuple(
@@ -78,14 +81,15 @@ def _images(value: Any, columns: Columns, place: str) -> tuple[Path | bytes, ...
     )
 
 
-def _source(item: Any, folder: Path, place: str) -> Path | bytes:
+def _source(item: Any, folder: Path, place: str) -> ImageSource:
     # The `Image` feature is stored as both: bytes where the image is embedded, else a path.
     if isinstance(item, dict):
         item = item.get("bytes") or item.get("path")
-    if isinstance(item, bytes) and item:
+    if isinstance(item, Image.Image | FileSlice) or (isinstance(item, bytes) and item):
         return item
     if isinstance(item, str) and item:
-        return folder / item
+        embedded = embedded_image(item, place)
+        return folder / item if embedded is None else embedded
     raise VlmkitError(f"{place}: encoded bytes or a path is needed, found {type(item).__name__}")
 
 

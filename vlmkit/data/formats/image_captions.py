@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from pathlib import Path
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 from vlmkit.data.formats import files
+from vlmkit.data.formats.json_rows import iter_rows
+from vlmkit.data.formats.lazy import LazySamples, Texts
 from vlmkit.data.sample import IMAGE, Message, Sample
 from vlmkit.errors import VlmkitError
 
@@ -28,38 +31,78 @@ def image_captions(folder: str | Path, limit: int | None = None) -> Sequence[Sam
     """
     files.check_limit(limit)
     root = files.folder(folder)
-    paths = sorted(p for p in root.rglob("*") if p.is_file())
-    images = [p for p in paths if p.suffix.lower() in SUFFIXES]
+    names = _names(root)
+    images = [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
     files.check_any(images, str(root))
-    captions = _captions(root, paths, set(images))
-    return [_sample(root, image, captions) for image in images[:limit]]
+    find = _captions(root, names, set(images))
+    used = images[:limit]
+    return CaptionedImages(root, Texts(used), Texts(_caption(root, name, find) for name in used))
 
 
-def _captions(root: Path, paths: Sequence[Path], images: Collection[Path]) -> dict[Path, str]:
-    """Captions by image, or for text files by the path without its suffix."""
-    tables = [root / name for name in TABLES if root / name in paths]
+class CaptionedImages(LazySamples):
+    """Images in a folder with a caption each.
+
+    Args:
+        root: The folder.
+        names: Paths below it.
+        captions: As many.
+    """
+
+    def __init__(self, root: Path, names: Texts, captions: Texts) -> None:
+        self.root, self.names, self.captions = root, names, captions
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, number: int) -> Sample:
+        """An image, and its caption as the answer to nothing."""
+        name, caption = self.names[number], self.captions[number]
+        conversation = (Message("user", (IMAGE,)), Message("assistant", (caption,)))
+        return Sample(name, (self.root / name,), (conversation,), (caption,))
+
+
+def _names(root: Path) -> list[str]:
+    """Paths of all files below a folder, relative to it; sorted folder by folder."""
+    found: list[str] = []
+    for folder, _, own in os.walk(root):
+        inside = Path(folder).relative_to(root)
+        found += [(inside / name).as_posix() for name in own if (Path(folder) / name).is_file()]
+    return sorted(found, key=lambda name: name.split("/"))
+
+
+def _captions(root: Path, names: Sequence[str], images: Collection[str]) -> Callable[[str], str]:
+    """A function: an image's caption, empty where it has none."""
+    tables = [table for table in TABLES if table in names]
     if len(tables) > 1:
         raise VlmkitError(f"{root} has both {' and '.join(TABLES)}; remove one")
     if tables:
-        return _table(root, tables[0], images)
-    texts = [p for p in paths if p.suffix.lower() == ".txt"]
-    return {p.with_suffix(""): _read(p) for p in texts}
+        captions = _table(root, root / tables[0], images)
+        return lambda image: captions.get(image, "")
+    paths = (PurePosixPath(name) for name in names)
+    texts = {p.with_suffix("").as_posix(): p.as_posix() for p in paths if p.suffix.lower() == ".txt"}
+    return lambda image: _text_beside(root, texts, image)
 
 
-def _table(root: Path, table: Path, images: Collection[Path]) -> dict[Path, str]:
-    captions: dict[Path, str] = {}
-    for place, row in files.read_rows(table):
+def _text_beside(root: Path, texts: Mapping[str, str], image: str) -> str:
+    name = texts.get(PurePosixPath(image).with_suffix("").as_posix())
+    return "" if name is None else _read(root / name)
+
+
+def _table(root: Path, table: Path, images: Collection[str]) -> dict[str, str]:
+    captions: dict[str, str] = {}
+    for place, row in iter_rows(table):
         image = files.file_below(root, files.text_field(row, "file_name", place), place, "file_name")
         if not image.is_file():
             raise VlmkitError(f"{place}, field 'file_name': {image} does not exist; add it or remove the row")
-        if image not in images:
+        name = image.relative_to(root).as_posix()
+        if name not in images:
             raise VlmkitError(
                 f"{place}, field 'file_name': {image} is not among the images found in {root} "
                 f"(possible: {', '.join(sorted(SUFFIXES))}); convert it, or give its plain path"
             )
-        if image in captions:
+        if name in captions:
             raise VlmkitError(f"{place}, field 'file_name': {image} has a caption already; remove one")
-        captions[image] = files.text_field(row, "text", place)
+        captions[name] = files.text_field(row, "text", place)
     return captions
 
 
@@ -70,11 +113,11 @@ def _read(path: Path) -> str:
         raise VlmkitError(f"{path} is not UTF-8 text ({error}); convert it") from None
 
 
-def _sample(root: Path, image: Path, captions: dict[Path, str]) -> Sample:
-    caption = captions.get(image, captions.get(image.with_suffix(""), "")).strip()
+def _caption(root: Path, name: str, find: Callable[[str], str]) -> str:
+    caption = find(name).strip()
     if not caption:
+        image = root / name
         raise VlmkitError(
             f"image {image} has no caption; write {image.stem}.txt beside it, or a row in {TABLES[0]}"
         )
-    conversation = (Message("user", (IMAGE,)), Message("assistant", (caption,)))
-    return Sample(image.relative_to(root).as_posix(), (image,), (conversation,), (caption,))
+    return caption

@@ -6,11 +6,14 @@ The format is that of github.com/haotian-liu/LLaVA, `docs/Finetune_Custom_Data.m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from vlmkit.data.formats.files import Row, check_any, check_limit, file_below, folder, read_rows, text_field
+from vlmkit.data.formats.files import Row, check_any, check_limit, file_below, folder, text_field
+from vlmkit.data.formats.json_rows import JsonRows
+from vlmkit.data.formats.lazy import RowSamples
+from vlmkit.data.formats.sources import embedded_image
 from vlmkit.data.sample import IMAGE, Message, Part, Sample
 from vlmkit.data.segments import DEFAULT_IMAGE_TOKEN
 from vlmkit.errors import VlmkitError
@@ -25,7 +28,11 @@ ROLES: dict[str, Literal["system", "user", "assistant"]] = {
 def llava_json(path: str | Path, image_folder: str | Path, limit: int | None = None) -> Sequence[Sample]:
     """Read a LLaVA data set, JSON or JSONL; each row is a sample with one conversation.
 
-    `image` is a file name, a list of them, or absent; each `<image>` in the texts takes the next one.
+    `image` is a file name, a list of them, or absent; each `<image>` in the texts takes the next one. A name
+    may also be a `data:` URI, the image itself.
+
+    Every row is read and checked once at the start, and read again when its sample is asked for: what stays
+    in memory is where each row is, 16 bytes.
 
     Args:
         path: The file; JSONL if its name ends so.
@@ -36,10 +43,10 @@ def llava_json(path: str | Path, image_folder: str | Path, limit: int | None = N
         VlmkitError: A row is malformed; names file, row, id and field.
     """
     check_limit(limit)
-    root = folder(image_folder)
-    samples = [_sample(place, row, root) for place, row in islice(read_rows(Path(path)), limit)]
-    check_any(samples, str(path))
-    return samples
+    make = partial(_sample, root=folder(image_folder))
+    rows = JsonRows(Path(path), make, limit)
+    check_any(rows, str(path))
+    return RowSamples(rows, make)
 
 
 def _sample(place: str, row: Row, root: Path) -> Sample:
@@ -47,7 +54,7 @@ def _sample(place: str, row: Row, root: Path) -> Sample:
     if not isinstance(name, str | int):
         raise VlmkitError(f"{place}, field 'id': text or a number is needed, found {type(name).__name__}")
     place = f"{place} (id {str(name)!r})" if "id" in row else place
-    images = tuple(file_below(root, image, place, "image") for image in _images(row, place))
+    images = tuple(_image(image, root, place) for image in _images(row, place))
     turns = row.get("conversations")
     if not isinstance(turns, list) or not turns:
         raise VlmkitError(f"{place}, field 'conversations': a list of messages is needed, found {turns!r}")
@@ -67,6 +74,11 @@ def _images(row: Row, place: str) -> list[str]:
     if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
         raise VlmkitError(f"{place}, field 'image': a file name or a list of them is needed, found {value!r}")
     return images
+
+
+def _image(name: str, root: Path, place: str) -> Path | bytes:
+    embedded = embedded_image(name, f"{place}, field 'image'")
+    return file_below(root, name, place, "image") if embedded is None else embedded
 
 
 def read_turn(turn: Any, place: str) -> Message:
