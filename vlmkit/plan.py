@@ -27,7 +27,6 @@ from vlmkit.train.schedule import epoch_length, total_steps
 from vlmkit.train.stage import PartRow, apply_stage, finish_stage
 from vlmkit.vlm import VLM
 from vlmkit.weights import PYPI, resolve_weights
-from vlmkit_connectors import LayerInjection
 
 # (width, height) of common pictures: an icon, CLIP's square, VGA, XGA, full HD, a page at 200 dpi.
 SIZES = ((64, 64), (336, 336), (640, 480), (1024, 768), (1920, 1080), (1700, 2200))
@@ -88,7 +87,7 @@ def make_plan(recipe: Recipe, fetch: bool = False) -> Plan:
         stages = [_stage(recipe, stage, model, notes) for stage in recipe.stages]
     tokens = {size: model.count_tokens(size) for size in SIZES}
     looked_at = {}
-    if isinstance(model.connector, LayerInjection):
+    if model.injection is not None:
         looked_at = {size: model.count_given(size) for size in SIZES}
     return Plan(stages, tokens, looked_at, notes)
 

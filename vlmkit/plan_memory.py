@@ -10,7 +10,6 @@ from vlmkit.objectives import OBJECTIVES, objective_weights
 from vlmkit.recipe import Recipe, Stage
 from vlmkit.train.stage import PARTS, part_module
 from vlmkit.vlm import VLM
-from vlmkit_connectors import LayerInjection
 
 FLOAT32 = 4
 ADAMW = 8
@@ -111,7 +110,7 @@ def _language(model: VLM, stage: Stage, tokens: int, size: int) -> float:
         return 0.0
     config = model.config.text_config
     blocks = config.num_hidden_layers
-    if isinstance(model.connector, LayerInjection):
-        blocks += len(model.connector.blocks)
+    if model.injection is not None:
+        blocks += len(model.injection.blocks)
     kept = blocks + BLOCK if stage.gradient_checkpointing else BLOCK * blocks
     return float(tokens * (size * (kept * config.hidden_size + config.vocab_size) + 8 * config.vocab_size))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vlmkit.data.batch import listed_images, pixel_batches
 from vlmkit.encoders.base import VisionEncoder
-from vlmkit.encoders.scales import join_scales
+from vlmkit.encoders.scales import image_features
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.sight import Read, Sight, see
@@ -54,13 +54,8 @@ class Reading:
             image_sizes: (B, K, 3).
         """
         batches = pixel_batches(pixel_values, image_sizes, self.specs)
-        features = []
-        for encoder, batch in zip(self.encoders, batches, strict=True):
-            assert isinstance(encoder, VisionEncoder)
-            seen = encoder(encoder.move(batch))
-            scales = encoder.spec.rule.scales
-            features.append(join_scales(seen, scales) if len(scales) > 1 else seen)
-        return features
+        encoders = (cast(VisionEncoder, encoder) for encoder in self.encoders)
+        return [image_features(encoder, batch) for encoder, batch in zip(encoders, batches, strict=True)]
 
     def image_tokens(
         self,

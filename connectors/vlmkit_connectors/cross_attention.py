@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from vlmkit_connectors.base import Grid, ImageTokens, VisionFeatures
+from vlmkit_connectors.base import Grid, ImageTokens, LayerInjection, VisionFeatures
 from vlmkit_connectors.checks import check_one_of, check_sizes, check_unused
 from vlmkit_connectors.fuse import concat_encoders
 from vlmkit_connectors.resampler import PerceiverResampler
@@ -74,6 +74,24 @@ class Media(nn.Module):
         if self.resampler is None:
             return ImageTokens(fused.patches_TV, tuple(r * c for r, c in fused.grids))
         return self.resampler.of_views(fused)
+
+
+class CrossAttention(LayerInjection):
+    """A `LayerInjection` whose blocks look at what its `media` makes of the patches.
+
+    Attributes:
+        media: Set by the subclass.
+    """
+
+    media: Media
+
+    def num_tokens(self, grid: Grid) -> int:
+        """See `Connector.num_tokens`: tokens that the blocks look at, not of the sequence."""
+        return self.media.num_tokens(grid)
+
+    def token_grid(self, grid: Grid) -> Grid | None:
+        """See `Connector.token_grid`."""
+        return self.media.token_grid(grid)
 
 
 def places(connector: str, text_layers: int, every: int, start: int | None = None) -> range:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vlmkit_connectors.base import Grid, ImageTokens, LayerInjection, Questions, VisionFeatures
+from vlmkit_connectors.base import ImageTokens, Questions, VisionFeatures
 from vlmkit_connectors.checks import check_sizes
-from vlmkit_connectors.cross_attention import Media, Resampler, places
+from vlmkit_connectors.cross_attention import CrossAttention, Media, Resampler, places
 from vlmkit_connectors.flamingo_block import FlamingoBlock
 
 
-class GatedCrossAttention(LayerInjection):
+class GatedCrossAttention(CrossAttention):
     """Gated blocks before every `every`-th decoder layer, over latents of a perceiver resampler.
 
     Flamingo (Alayrac et al. 2022, https://arxiv.org/abs/2204.14198): a text token sees only the image whose
@@ -58,14 +58,6 @@ class GatedCrossAttention(LayerInjection):
     def tiny_options(cls) -> dict[str, Any]:
         """See `Connector.tiny_options`."""
         return {"every": 1, "heads": 2, "head_dim": 8}
-
-    def num_tokens(self, grid: Grid) -> int:
-        """See `Connector.num_tokens`: tokens that the blocks look at, not of the sequence."""
-        return self.media.num_tokens(grid)
-
-    def token_grid(self, grid: Grid) -> Grid | None:
-        """See `Connector.token_grid`."""
-        return self.media.token_grid(grid)
 
     def forward(self, features: Sequence[VisionFeatures], text: Questions | None = None) -> ImageTokens:
         """See `LayerInjection`; tokens are as wide as the encoders. The question is not looked at."""

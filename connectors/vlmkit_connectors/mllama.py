@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from vlmkit_connectors.base import Grid, ImageTokens, LayerInjection, Questions, VisionFeatures
+from vlmkit_connectors.base import ImageTokens, Questions, VisionFeatures
 from vlmkit_connectors.checks import check_divides, check_sizes
-from vlmkit_connectors.cross_attention import Media, Resampler, places
+from vlmkit_connectors.cross_attention import CrossAttention, Media, Resampler, places
 from vlmkit_connectors.mllama_block import MllamaBlock
 
 
-class MllamaCrossAttention(LayerInjection):
+class MllamaCrossAttention(CrossAttention):
     """A linear projector, and gated cross-attention layers between the layers of the language model.
 
     Llama 3.2 Vision (Dubey et al. 2024, section 7, https://arxiv.org/abs/2407.21783) has 40 layers, of which
@@ -73,14 +73,6 @@ class MllamaCrossAttention(LayerInjection):
     def tiny_options(cls) -> dict[str, Any]:
         """See `Connector.tiny_options`."""
         return {"every": 1, "start": 0, "heads": 2, "kv_heads": 1, "intermediate": 32}
-
-    def num_tokens(self, grid: Grid) -> int:
-        """See `Connector.num_tokens`: tokens that the blocks look at, not of the sequence."""
-        return self.media.num_tokens(grid)
-
-    def token_grid(self, grid: Grid) -> Grid | None:
-        """See `Connector.token_grid`."""
-        return self.media.token_grid(grid)
 
     def forward(self, features: Sequence[VisionFeatures], text: Questions | None = None) -> ImageTokens:
         """See `LayerInjection`; tokens are as wide as the text. The question is not looked at."""

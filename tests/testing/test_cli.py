@@ -179,7 +179,7 @@ class Beside(LayerInjection):
     source = "Nobody 1999, https://example.org"
 
     def __init__(self, vision_widths, text_width, text_layers):
-        super().__init__(text_width)
+        super().__init__(text_width, text_width)
         self.weight = torch.nn.Parameter(torch.empty(text_layers, 500_000))
 
     def num_tokens(self, grid):

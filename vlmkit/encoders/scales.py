@@ -11,8 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlmkit.encoders.base import VisionEncoder
+from vlmkit.encoders.batch import PixelBatch
 from vlmkit.errors import VlmkitError
 from vlmkit_connectors import VisionFeatures
+
+
+def image_features(encoder: VisionEncoder, batch: PixelBatch) -> VisionFeatures:
+    """What an encoder sees in the images of a batch, with the scales of each image joined."""
+    seen: VisionFeatures = encoder(encoder.move(batch))
+    scales = encoder.spec.rule.scales
+    return join_scales(seen, scales) if len(scales) > 1 else seen
 
 
 def join_scales(features: VisionFeatures, scales: Sequence[int]) -> VisionFeatures:

@@ -20,7 +20,7 @@ from torch import Tensor
 from vlmkit.data.batch import pixel_batches
 from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.batch import CHANNELS, PixelBatch
-from vlmkit.encoders.scales import join_scales
+from vlmkit.encoders.scales import image_features
 from vlmkit.errors import VlmkitError
 from vlmkit.share.blobs import Blobs
 from vlmkit.share.lock import Tell, one_at_a_time
@@ -134,8 +134,7 @@ def split_images(batch: PixelBatch) -> list[PixelBatch]:
 def encode_alone(encoder: VisionEncoder, image: PixelBatch) -> bytes:
     """Features of one image as `VLM.encode_images` makes them, as safetensors."""
     assert not encoder.training
-    seen, scales = encoder(encoder.move(image)), encoder.spec.rule.scales
-    seen = join_scales(seen, scales) if len(scales) > 1 else seen
+    seen = image_features(encoder, image)
     tensors = {"patches_TV": seen.patches_TV, "grids_I2": seen.grids_I2}
     if seen.pooled_BE is not None:
         tensors["pooled_BE"] = seen.pooled_BE
