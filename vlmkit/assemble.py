@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from vlmkit import llm
 from vlmkit.config import VLMConfig, connector_class
+from vlmkit.data.collate import TextRules
 from vlmkit.data.formats import DATA_FORMATS
 from vlmkit.data.prompts import PROMPTS
 from vlmkit.data.sample import Sample
@@ -22,7 +23,7 @@ from vlmkit.init_from import load_saved
 from vlmkit.objectives import OBJECTIVES, objective_weights
 from vlmkit.processor import Processor
 from vlmkit.quantize import quantization_config
-from vlmkit.recipe import LLM, Block, Recipe
+from vlmkit.recipe import LLM, Block, Recipe, Stage
 from vlmkit.vlm import VLM
 
 
@@ -81,6 +82,20 @@ def training_texts(recipe: Recipe) -> Iterator[str]:
         for sample in build_data(stage.data):
             for conversation in sample.conversations:
                 yield from (text for message in conversation for text in message.texts)
+
+
+def text_rules(stage: Stage, prompt: str, processor: Processor) -> TextRules:
+    """How a stage's conversations become rows of tokens; `prompt` is the name of a format."""
+    return TextRules(
+        tokenizer=processor.tokenizer,
+        prompt=PROMPTS[prompt],
+        count_tokens=processor.count_fitted,
+        image_token_id=processor.image_token_id,
+        eos_weight=stage.eos_weight,
+        pack=stage.pack,
+        max_length=stage.max_length,
+        questions=processor.connector.reads_text,
+    )
 
 
 def _set_generation(model: VLM, tokenizer: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vlmkit.data.problems import ImageSlotsError
 from vlmkit.data.sample import IMAGE, Conversation, Message
 from vlmkit.data.segments import (
     Segment,
@@ -93,7 +94,7 @@ def _check_slots(
     given = sum(part is IMAGE for m in conversation for part in m.parts)
     found = sum(text.count(image_token(tokenizer)) for text, _ in spans)
     if given != found:
-        raise VlmkitError(
+        raise ImageSlotsError(
             f"the conversation has {given} images and the chat template renders {found} image placeholders; "
             "choose the prompt vicuna_v1, or set another tokenizer.chat_template"
         )

@@ -15,6 +15,7 @@ from vlmkit.budget import Fit, SizedImage, unlimited
 from vlmkit.data.batch import Batch, RowImages, image_tensors, question_tensor, row_images, text_tensors
 from vlmkit.data.known_rows import KnownRows
 from vlmkit.data.pack import PackedRow, pack_prefix
+from vlmkit.data.problems import TokenBudgetError, TooLongError
 from vlmkit.data.prompts import PromptFormat
 from vlmkit.data.sample import IMAGE, Conversation, Sample
 from vlmkit.data.tokens import (
@@ -117,8 +118,7 @@ class Collator:
         try:
             return self.fit(sizes)
         except VlmkitError as error:
-            error.args = (f"sample {sample.id!r}: {error}",)
-            raise
+            raise TokenBudgetError(f"sample {sample.id!r}: {error}") from None
 
     def _images(self, sample: Sample, epoch: int) -> list[Image.Image]:
         images = sample.open_images()
@@ -146,7 +146,7 @@ def sample_rows(sample: Sample, sizes: Sequence[SizedImage], rules: TextRules) -
             packed = [together]
     for row in packed:
         if rules.max_length is not None and len(row.ids) > rules.max_length:
-            raise VlmkitError(
+            raise TooLongError(
                 f"sample {sample.id!r} makes a row of {len(row.ids)} tokens and max_length is "
                 f"{rules.max_length}; raise max_length, use pack: none, or shorten the sample"
             )

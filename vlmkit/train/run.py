@@ -15,9 +15,8 @@ from accelerate.state import AcceleratorState
 
 import vlmkit
 from vlmkit import checkpoint
-from vlmkit.assemble import assemble, build_data, check_fit
-from vlmkit.data.collate import Collator, TextRules
-from vlmkit.data.prompts import PROMPTS
+from vlmkit.assemble import assemble, build_data, check_fit, text_rules
+from vlmkit.data.collate import Collator
 from vlmkit.data.sample import Sample
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.evaluate import evaluate
@@ -185,16 +184,7 @@ def _stage_data(recipe: Recipe, stage: Stage, model: VLM, shared: Shared | None 
             f"stage {stage.name!r} is contrastive and none of its samples has an image and a caption"
         )
     processor, prompt = model.processor, stage.prompt or recipe.model.prompt
-    text = TextRules(
-        tokenizer=processor.tokenizer,
-        prompt=PROMPTS[prompt],
-        count_tokens=processor.count_fitted,
-        image_token_id=processor.image_token_id,
-        eos_weight=stage.eos_weight,
-        pack=stage.pack,
-        max_length=stage.max_length,
-        questions=processor.connector.reads_text,
-    )
+    text = text_rules(stage, prompt, processor)
     wants_text = any(objective.tokens for objective in needs)
     if shared is not None and wants_text:
         text = replace(text, known=shared.rows(text, prompt))

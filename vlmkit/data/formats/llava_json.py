@@ -14,6 +14,7 @@ from vlmkit.data.formats.files import Row, check_any, check_limit, file_below, f
 from vlmkit.data.formats.json_rows import JsonRows
 from vlmkit.data.formats.lazy import RowSamples
 from vlmkit.data.formats.sources import embedded_image
+from vlmkit.data.problems import ImageSlotsError
 from vlmkit.data.sample import IMAGE, Message, Part, Sample
 from vlmkit.data.segments import DEFAULT_IMAGE_TOKEN
 from vlmkit.errors import VlmkitError
@@ -61,7 +62,7 @@ def _sample(place: str, row: Row, root: Path) -> Sample:
     conversation = tuple(read_turn(turn, f"{place}, conversations[{i}]") for i, turn in enumerate(turns))
     slots = sum(part is IMAGE for message in conversation for part in message.parts)
     if slots != len(images):
-        raise VlmkitError(
+        raise ImageSlotsError(
             f"{place}, field 'conversations': {slots} {DEFAULT_IMAGE_TOKEN} placeholders for "
             f"{len(images)} images; write one for each image"
         )
