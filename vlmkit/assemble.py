@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from vlmkit import llm
 from vlmkit.config import VLMConfig, connector_class
 from vlmkit.data.collate import TextRules
-from vlmkit.data.formats import DATA_FORMATS
+from vlmkit.data.formats import DATA_FORMATS, with_check
 from vlmkit.data.prompts import PROMPTS
 from vlmkit.data.sample import Sample
 from vlmkit.encoders import encoder_class
@@ -27,11 +27,12 @@ from vlmkit.recipe import LLM, Block, Recipe, Stage
 from vlmkit.vlm import VLM
 
 
-def build_data(block: Block) -> Sequence[Sample]:
-    """The samples that a data block names."""
+def build_data(block: Block, check: bool = True) -> Sequence[Sample]:
+    """The samples of a data block; without `check` a malformed row is an error when it is reached."""
     if block.type not in DATA_FORMATS:
         raise unknown_name("data format", block.type, DATA_FORMATS)
-    return DATA_FORMATS[block.type](**block.options)
+    make = DATA_FORMATS[block.type]
+    return make(**with_check(make, block.options, check))
 
 
 def assemble(recipe: Recipe) -> VLM:

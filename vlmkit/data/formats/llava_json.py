@@ -26,7 +26,9 @@ ROLES: dict[str, Literal["system", "user", "assistant"]] = {
 }
 
 
-def llava_json(path: str | Path, image_folder: str | Path, limit: int | None = None) -> Sequence[Sample]:
+def llava_json(
+    path: str | Path, image_folder: str | Path, limit: int | None = None, check: bool = True
+) -> Sequence[Sample]:
     """Read a LLaVA data set, JSON or JSONL; each row is a sample with one conversation.
 
     `image` is a file name, a list of them, or absent; each `<image>` in the texts takes the next one. A name
@@ -39,13 +41,14 @@ def llava_json(path: str | Path, image_folder: str | Path, limit: int | None = N
         path: The file; JSONL if its name ends so.
         image_folder: What the image names are relative to; no image lies outside it.
         limit: Use the first so many rows.
+        check: Refuse malformed rows at the start; else each is an error when it is reached.
 
     Raises:
         VlmkitError: A row is malformed; names file, row, id and field.
     """
     check_limit(limit)
     make = partial(_sample, root=folder(image_folder))
-    rows = JsonRows(Path(path), make, limit)
+    rows = JsonRows(Path(path), make if check else None, limit, parse=check)
     check_any(rows, str(path))
     return RowSamples(rows, make)
 
