@@ -101,7 +101,7 @@ class Collator:
         rows: list[PackedRow] = []
         for sample, epoch in items:
             pictures = self._images(sample, epoch)
-            sizes = self._fitted(sample, [picture.size for picture in pictures])
+            sizes = fitted(sample.id, [picture.size for picture in pictures], self.fit)
             own = [] if self.text is None else sample_rows(sample, sizes, self.text)
             copies = 1 if self.text is None else len(own)
             samples += [sample] * copies
@@ -114,17 +114,23 @@ class Collator:
         ids, captions = tuple(s.id for s in samples), tuple(s.captions for s in samples)
         return Batch(ids, captions, **text, **image_tensors(images))
 
-    def _fitted(self, sample: Sample, sizes: Sequence[Size]) -> list[SizedImage]:
-        try:
-            return self.fit(sizes)
-        except VlmkitError as error:
-            raise TokenBudgetError(f"sample {sample.id!r}: {error}") from None
-
     def _images(self, sample: Sample, epoch: int) -> list[Image.Image]:
         images = sample.open_images()
         # A hash of names rather than a random state: no order of samples or number of workers changes it.
         draw = zlib.crc32(f"{self.seed}/{epoch}/{sample.id}".encode()) / 2**32
         return [ImageOps.mirror(image) for image in images] if draw < self.hflip else images
+
+
+def fitted(sample_id: str, sizes: Sequence[Size], fit: Fit) -> list[SizedImage]:
+    """The images of a sample within the token budget.
+
+    Raises:
+        TokenBudgetError: They cannot be made small enough; names the sample.
+    """
+    try:
+        return fit(sizes)
+    except VlmkitError as error:
+        raise TokenBudgetError(f"sample {sample_id!r}: {error}") from None
 
 
 def sample_rows(sample: Sample, sizes: Sequence[SizedImage], rules: TextRules) -> list[PackedRow]:
