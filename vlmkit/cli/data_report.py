@@ -11,6 +11,7 @@ from rich.table import Table
 from vlmkit.data.problems import PROBLEMS
 from vlmkit.data_check.check import DUPLICATE, Report, StageFindings
 from vlmkit.data_check.findings import Listed, histogram, quantile
+from vlmkit.data_check.subject import EVALUATE
 
 BAR = 40
 KINDS = {**PROBLEMS, DUPLICATE: "images with the content of another"}
@@ -47,17 +48,20 @@ def _stage(stage: StageFindings, console: Console) -> None:
 
 
 def _table(stage: StageFindings) -> Table:
-    columns = ("source", "samples", "images", "captioned", "rows", "tokens", "of images", "supervised")
-    title = f"stage {stage.name}" if stage.name != "evaluate" else "evaluation"
-    table = Table(*columns, "problems", title=title, title_justify="left", box=None)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    title = f"stage {stage.name}" if stage.name != EVALUATE else "evaluation"
+    table = Table("source", title=title, title_justify="left", box=None)
+    texts = ("rows", "tokens", "image", "supervised") if stage.pack else ()
+    captions = ("captioned",) if stage.captions else ()
+    for column in ("samples", "images", *captions, *texts, "problems"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, own in stage.sources.items():
-        counts = (own.samples, own.images, own.captions, own.rows, own.tokens)
-        shares = (own.image_tokens, own.supervised)
-        parts = [f"{share / own.tokens:.1%}" if own.tokens else "-" for share in shares]
-        found = f"[red]{own.found:,}[/red]" if own.found else "0"
-        table.add_row(name, *(f"{count:,}" for count in counts), *parts, found)
+        counts = [own.samples, own.images] + [own.captions] * len(captions)
+        shown = [f"{count:,}" for count in counts]
+        if stage.pack:
+            shares = (own.image_tokens, own.supervised)
+            shown += [f"{own.rows:,}", f"{own.tokens:,}"]
+            shown += [f"{share / own.tokens:.1%}" if own.tokens else "-" for share in shares]
+        table.add_row(name, *shown, f"[red]{own.found:,}[/red]" if own.found else "0")
     return table
 
 

@@ -56,9 +56,14 @@ def lines(row: list[Run]) -> list[Text]:
 
 def _run(run: Run, line: Text) -> None:
     if run.image is not None:
+        line.append("\n    " if line.plain.endswith("⏎") else "")
         line.append(f"[image {run.image + 1}: {len(run.tokens)} tokens]", IMAGE)
         return
-    text = "".join(token.text for token in run.tokens).replace("\n", "⏎\n    ")
+    text = "".join(token.text for token in run.tokens)
+    # The next line is begun where it has something.
+    if line.plain.endswith("⏎") and text:
+        line.append("\n    ")
+    text = text[:-1].replace("\n", "⏎\n    ") + text[-1:].replace("\n", "⏎")
     line.append(text, SUPERVISED if run.weight else None)
     if run.weight not in (0, 1):
         line.append(f"×{run.weight:g}", "dim")

@@ -26,6 +26,7 @@ class StageFindings:
         data: Type of its data block.
         max_length: Longest row in tokens that is allowed; None for any.
         pack: How rows are packed; None for objectives without text.
+        captions: Whether an objective reads captions.
         refused: Why training refuses its data as a whole, e.g. a missing file; empty where it does not.
         sources: By name.
     """
@@ -34,6 +35,7 @@ class StageFindings:
     data: str
     max_length: int | None
     pack: str | None
+    captions: bool
     refused: str
     sources: dict[str, Findings] = field(default_factory=dict)
 
@@ -122,7 +124,7 @@ def _stage(
 ) -> StageFindings:
     rules, own = subject.rules, subject.data
     longest, pack = (rules.max_length, rules.pack) if rules is not None else (None, None)
-    found = StageFindings(subject.name, own.block.type, longest, pack, own.closed)
+    found = StageFindings(subject.name, own.block.type, longest, pack, subject.captions, own.closed)
     work = CheckRows(subject, next(i for i, other in enumerate(data) if other is own), images)
     positions = range(len(own.numbers))
     what = f"tokens of {subject.name}"
