@@ -25,17 +25,17 @@ def print_shown(stages: list[ShownStage]) -> None:
 def _sample(sample: ShownSample, console: Console) -> None:
     console.print(Text(f"{sample.id} ", "bold").append(f"({sample.source})", "not bold dim"))
     if sample.error:
-        console.print(Text(f"  {sample.error}", "red"))
+        console.print(Text(f"  {sample.error}", "red"), soft_wrap=True)
     for number, image in enumerate(sample.images, 1):
-        console.print(Text(f"  image {number}: {image.summary}"))
+        console.print(Text(f"  image {number}: {image.summary}"), soft_wrap=True)
     for caption in sample.captions:
-        console.print(Text(f"  caption: {caption}"))
+        console.print(Text(f"  caption: {caption}"), soft_wrap=True)
     for row in sample.rows:
         total = sum(len(run.tokens) for run in row)
         learnt = sum(len(run.tokens) for run in row if run.weight)
         console.print(Text(f"  row of {total} tokens, {learnt} supervised ({learnt / total:.1%})", "dim"))
         for text in lines(row):
-            console.print(text)
+            console.print(text, soft_wrap=True)
     console.print()
 
 
