@@ -16,7 +16,7 @@ from vlmkit.config import VLMConfig, connector_class
 from vlmkit.data.collate import TextRules
 from vlmkit.data.formats import DATA_FORMATS, with_check
 from vlmkit.data.prompts import PROMPTS
-from vlmkit.data.sample import Sample
+from vlmkit.data.sample import Sample, readable
 from vlmkit.encoders import encoder_class
 from vlmkit.errors import UsageError, VlmkitError, unknown_name
 from vlmkit.init_from import load_saved
@@ -80,8 +80,10 @@ def _language_model(recipe: Recipe) -> tuple[PreTrainedModel, Any]:
 def training_texts(recipe: Recipe) -> Iterator[str]:
     """All texts that the stages train on: the vocabulary of a model from scratch."""
     for stage in recipe.stages:
-        for sample in build_data(stage.data):
-            for conversation in sample.conversations:
+        skips = stage.on_bad_sample == "skip"
+        samples = build_data(stage.data, check=not skips)
+        for sample in readable(samples) if skips else samples:
+            for conversation in sample.conversations if sample else ():
                 yield from (text for message in conversation for text in message.texts)
 
 

@@ -69,6 +69,21 @@ class TextRules:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A sample that is ready for a batch.
+
+    Attributes:
+        sample: It.
+        images: Pixels of its images.
+        rows: Of its conversations; none for stages without text.
+    """
+
+    sample: Sample
+    images: RowImages
+    rows: list[PackedRow]
+
+
+@dataclass(frozen=True)
 class Collator:
     """Makes a `Batch` of (sample, epoch) pairs.
 
@@ -96,23 +111,32 @@ class Collator:
                 or words outside the vocabulary, nothing is supervised, or a row is too long; the message
                 names the sample.
         """
-        samples: list[Sample] = []
-        images: list[RowImages] = []
-        rows: list[PackedRow] = []
-        for sample, epoch in items:
-            pictures = self._images(sample, epoch)
-            sizes = fitted(sample.id, [picture.size for picture in pictures], self.fit)
-            own = [] if self.text is None else sample_rows(sample, sizes, self.text)
-            copies = 1 if self.text is None else len(own)
-            samples += [sample] * copies
-            images += [row_images(pictures, sizes, self.specs)] * copies
-            rows += own
+        return self.batch([self.prepare(sample, epoch) for sample, epoch in items])
+
+    def prepare(self, sample: Sample, epoch: int) -> Prepared:
+        """What one sample becomes, on its own.
+
+        Raises:
+            VlmkitError: See `__call__`.
+        """
+        pictures = self._images(sample, epoch)
+        sizes = fitted(sample.id, [picture.size for picture in pictures], self.fit)
+        rows = [] if self.text is None else sample_rows(sample, sizes, self.text)
+        return Prepared(sample, row_images(pictures, sizes, self.specs), rows)
+
+    def batch(self, items: Sequence[Prepared]) -> Batch:
+        """Samples together."""
+        copied = [item for item in items for _ in range(1 if self.text is None else len(item.rows))]
+        rows = [row for item in items for row in item.rows]
         text = {} if self.text is None else text_tensors(rows, self.text.tokenizer.pad_token_id)
         if self.text is not None and self.text.questions:
-            asked = [question_ids(c, self.text.tokenizer) for s, _ in items for c in s.conversations]
-            text["question_ids_BQ"] = question_tensor(asked)
-        ids, captions = tuple(s.id for s in samples), tuple(s.captions for s in samples)
-        return Batch(ids, captions, **text, **image_tensors(images))
+            conversations = [c for item in items for c in item.sample.conversations]
+            text["question_ids_BQ"] = question_tensor(
+                [question_ids(c, self.text.tokenizer) for c in conversations]
+            )
+        ids = tuple(item.sample.id for item in copied)
+        captions = tuple(item.sample.captions for item in copied)
+        return Batch(ids, captions, **text, **image_tensors([item.images for item in copied]))
 
     def _images(self, sample: Sample, epoch: int) -> list[Image.Image]:
         images = sample.open_images()

@@ -6,7 +6,7 @@ Nothing here opens an image before it is needed.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -106,6 +106,21 @@ class FileSlice:
         return data
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """A sample that was left out of its step.
+
+    Attributes:
+        id: Of the sample, or the number of its row.
+        kind: A name from `PROBLEMS`.
+        message: What is wrong with it.
+    """
+
+    id: str
+    kind: str
+    message: str
+
+
 ImageSource = Path | bytes | FileSlice | Image.Image
 
 
@@ -143,6 +158,15 @@ class Sample:
             VlmkitError: An image is missing, unreadable or too large; the message names it and the sample.
         """
         return [open_image(source, f"sample {self.id!r}") for source in self.images]
+
+
+def readable(samples: Sequence[Sample]) -> Iterator[Sample | None]:
+    """Each sample in order, None in place of one that is malformed."""
+    for number in range(len(samples)):
+        try:
+            yield samples[number]
+        except VlmkitError:
+            yield None
 
 
 def open_image(

@@ -17,7 +17,7 @@ import vlmkit
 from vlmkit import checkpoint
 from vlmkit.assemble import assemble, build_data, check_fit, text_rules
 from vlmkit.data.collate import Collator
-from vlmkit.data.sample import Sample
+from vlmkit.data.sample import Sample, readable
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.evaluate import evaluate
 from vlmkit.objectives import OBJECTIVES, objective_weights
@@ -175,11 +175,13 @@ def _stage_data(recipe: Recipe, stage: Stage, model: VLM, shared: Shared | None 
     Raises:
         UsageError: There is no sample, or none with what the objective needs.
     """
-    samples = build_data(stage.data)
+    skips = stage.on_bad_sample == "skip"
+    samples = build_data(stage.data, check=not skips)
     needs = [OBJECTIVES[name] for name in objective_weights(stage.objective)]
     if not len(samples):
         raise UsageError(f"stage {stage.name!r}: its data has no sample")
-    if any(objective.captions for objective in needs) and not any(s.captions and s.images for s in samples):
+    seen = (s for s in readable(samples) if s) if skips else samples
+    if any(objective.captions for objective in needs) and not any(s.captions and s.images for s in seen):
         raise UsageError(
             f"stage {stage.name!r} is contrastive and none of its samples has an image and a caption"
         )
