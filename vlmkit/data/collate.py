@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from PIL import Image, ImageOps
@@ -128,15 +128,17 @@ class Collator:
         """Samples together."""
         copied = [item for item in items for _ in range(1 if self.text is None else len(item.rows))]
         rows = [row for item in items for row in item.rows]
-        text = {} if self.text is None else text_tensors(rows, self.text.tokenizer.pad_token_id)
+        tensors: dict[str, Any] = image_tensors([item.images for item in copied])
+        if self.text is not None:
+            tensors |= text_tensors(rows, self.text.tokenizer.pad_token_id)
         if self.text is not None and self.text.questions:
             conversations = [c for item in items for c in item.sample.conversations]
-            text["question_ids_BQ"] = question_tensor(
+            tensors["question_ids_BQ"] = question_tensor(
                 [question_ids(c, self.text.tokenizer) for c in conversations]
             )
         ids = tuple(item.sample.id for item in copied)
         captions = tuple(item.sample.captions for item in copied)
-        return Batch(ids, captions, **text, **image_tensors([item.images for item in copied]))
+        return Batch(ids, captions, **tensors)
 
     def _images(self, sample: Sample, epoch: int) -> list[Image.Image]:
         images = sample.open_images()

@@ -87,7 +87,7 @@ class Steps(Dataset[list[Batch]]):
     def _without_bad(self, step: int, stream: Sequence[tuple[int, int]]) -> list[Batch]:
         """The step without samples that cannot be used; nothing takes their place.
 
-        The loss is a sum over what is supervised in the step, so what is left keeps its weights to each other.
+        The loss is normalised by what is supervised in the step, so what is left weighs as if alone.
         """
         ready: list[Prepared] = []
         skipped: list[Skipped] = []
@@ -101,8 +101,8 @@ class Steps(Dataset[list[Batch]]):
                 skipped.append(Skipped(name, kind_of(error), str(error)))
         if not ready:
             raise VlmkitError(
-                f"stage {self.stage.name!r}, step {step + 1}: every sample of the step was skipped, the first "
-                f"because: {skipped[0].message}; vlmkit data check lists them all"
+                f"stage {self.stage.name!r}, step {step + 1}: every sample of the step was skipped, the "
+                f"first because: {skipped[0].message}; vlmkit data check lists them all"
             )
         micro = self.stage.micro_batch_size or len(ready)
         batches = [self.data.collate.batch(ready[i : i + micro]) for i in range(0, len(ready), micro)]
@@ -113,10 +113,9 @@ def _order(stage: Stage, data: StageData) -> Order:
     """The stage's data order; grouping reads every sample's text once."""
     shares = data.samples.shares if isinstance(data.samples, Mixture) else ()
     if stage.group == "modality_length":
-        lengths = map(rough_length, data.samples)
-        if stage.on_bad_sample == "skip":
-            # A row that cannot be read keeps its place in the order, and is skipped there.
-            lengths = (rough_length(s) if s else (0, 0) for s in readable(data.samples))
+        # A row that cannot be read keeps its place in the order, and is skipped there.
+        samples = readable(data.samples) if stage.on_bad_sample == "skip" else data.samples
+        lengths = (rough_length(sample) if sample else (0, 0) for sample in samples)
         return GroupedOrder(lengths, stage.batch_size, data.seed, shares)
     return Order(len(data.samples), data.seed, shares)
 
