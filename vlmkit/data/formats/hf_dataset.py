@@ -49,8 +49,8 @@ def hf_dataset(
         images: Column of the images, one or a list a row; null for text only.
         text: Column of the conversation; by default `messages`, `conversations` or `texts`.
         image_folder: What image paths are relative to.
-        min_ratings: Keep the rows whose every turn has at least these ratings, `{relevance: 4}` for the column
-            `relevance_ratings` (FineVision has four such, with 1 to 5 a turn). A turn without one passes.
+        min_ratings: Keep the rows whose every turn has at least these ratings, `{relevance: 4}` for the
+            column `relevance_ratings` (FineVision has four such, with 1 to 5 a turn). A turn without passes.
         limit: Use the first so many rows, of those that are kept.
         check: Refuse a malformed first row at the start; else when it is reached.
 
