@@ -54,7 +54,7 @@ def data(tmp_path, noise):
 
 @pytest.fixture
 def train(tiny_recipe, tmp_path):
-    """A function: a data block and settings of the stage to the run's directory and what the reporter heard."""
+    """A function: a data block and settings of the stage to the run and what the reporter heard."""
 
     def run(name, data, resume=False, **stage):
         settings = {"data": data, "steps": 2, "batch_size": 4, "train": {"llm": {"lr": 1e-2}}, **stage}
