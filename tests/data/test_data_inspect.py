@@ -94,3 +94,18 @@ def test_boxes_of_tiles_cover_the_image_and_a_whole_view_has_none(noise):
     assert len(boxes) == 6
     assert (boxes[:, 2] * boxes[:, 3]).sum() == pytest.approx(1, abs=0.12)
     assert np.allclose(sorted(set(np.round(boxes[:, 0] * 3).tolist())), [0, 1, 2])
+
+
+def test_runs_of_images_have_the_tokens_of_their_own_image(tiny_recipe, tiny_clip, tmp_path, noise):
+    noise(0, (48, 16)).save(tmp_path / "wide.png")
+    noise(1, (16, 16)).save(tmp_path / "square.png")
+    turns = [{"from": "human", "value": "<image><image>which?"}, {"from": "gpt", "value": "one"}]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"id": "x", "image": ["wide.png", "square.png"], "conversations": turns}]))
+    data = {"type": "llava_json", "path": str(path), "image_folder": str(tmp_path)}
+    encoder = {**tiny_clip, "layout": {"type": "tiles", "max_tiles": 4}}
+    (stage,) = show(tiny_recipe(encoder=encoder, stages=[{"data": data}]), 1)
+    (sample,) = stage.samples
+    wide, square = (image.tokens for image in sample.images)
+    assert wide > square
+    assert [len(run.tokens) for run in sample.rows[0] if run.image is not None] == [wide, square]
