@@ -19,8 +19,8 @@ SOURCES = {
 FLOORS = [
     {"cli", "__main__", "quickstart"},
     {"sweep"},
-    {"train", "share", "evaluate", "embedders", "look", "plan", "plan_memory"},
-    {"assemble", "init_from", "quantize", "tiny"},
+    {"train", "share", "evaluate", "embedders", "look", "plan", "plan_memory", "data_check"},
+    {"assemble", "blueprint", "init_from", "quantize", "tiny"},
     {
         "vlm",
         "processor",

@@ -13,24 +13,26 @@ from transformers import PreTrainedModel
 
 from vlmkit import llm
 from vlmkit.config import VLMConfig, connector_class
-from vlmkit.data.formats import DATA_FORMATS
+from vlmkit.data.collate import TextRules
+from vlmkit.data.formats import DATA_FORMATS, with_check
 from vlmkit.data.prompts import PROMPTS
-from vlmkit.data.sample import Sample
+from vlmkit.data.sample import Sample, readable
 from vlmkit.encoders import encoder_class
 from vlmkit.errors import UsageError, VlmkitError, unknown_name
 from vlmkit.init_from import load_saved
 from vlmkit.objectives import OBJECTIVES, objective_weights
 from vlmkit.processor import Processor
 from vlmkit.quantize import quantization_config
-from vlmkit.recipe import LLM, Block, Recipe
+from vlmkit.recipe import LLM, Block, Recipe, Stage
 from vlmkit.vlm import VLM
 
 
-def build_data(block: Block) -> Sequence[Sample]:
-    """The samples that a data block names."""
+def build_data(block: Block, check: bool = True) -> Sequence[Sample]:
+    """The samples of a data block; without `check` a malformed row is an error when it is reached."""
     if block.type not in DATA_FORMATS:
         raise unknown_name("data format", block.type, DATA_FORMATS)
-    return DATA_FORMATS[block.type](**block.options)
+    make = DATA_FORMATS[block.type]
+    return make(**with_check(make, block.options, check))
 
 
 def assemble(recipe: Recipe) -> VLM:
@@ -81,9 +83,25 @@ def _language_model(recipe: Recipe) -> tuple[PreTrainedModel, Any]:
 def training_texts(recipe: Recipe) -> Iterator[str]:
     """All texts that the stages train on: the vocabulary of a model from scratch."""
     for stage in recipe.stages:
-        for sample in build_data(stage.data):
-            for conversation in sample.conversations:
+        skips = stage.on_bad_sample == "skip"
+        samples = build_data(stage.data, check=not skips)
+        for sample in readable(samples) if skips else samples:
+            for conversation in sample.conversations if sample else ():
                 yield from (text for message in conversation for text in message.texts)
+
+
+def text_rules(stage: Stage, prompt: str, processor: Processor) -> TextRules:
+    """How a stage's conversations become rows of tokens; `prompt` is the name of a format."""
+    return TextRules(
+        tokenizer=processor.tokenizer,
+        prompt=PROMPTS[prompt],
+        count_tokens=processor.count_fitted,
+        image_token_id=processor.image_token_id,
+        eos_weight=stage.eos_weight,
+        pack=stage.pack,
+        max_length=stage.max_length,
+        questions=processor.connector.reads_text,
+    )
 
 
 def _set_generation(model: VLM, tokenizer: Any, end: str | None) -> None:

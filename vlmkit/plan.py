@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
 
-from vlmkit.assemble import build_data, training_texts
-from vlmkit.config import VLMConfig
-from vlmkit.encoders import encoder_class
-from vlmkit.encoders.hub import load_pretrained
-from vlmkit.encoders.known import KNOWN
-from vlmkit.errors import MissingExtraError, VlmkitError
-from vlmkit.init_from import adopt, find_saved
-from vlmkit.llm import gguf
-from vlmkit.llm.known import KNOWN_LLMS
-from vlmkit.llm.words import build_words_tokenizer
+from vlmkit.assemble import build_data
+from vlmkit.blueprint import planned_config, refuse_fetching
+from vlmkit.errors import VlmkitError
 from vlmkit.plan_memory import Memory, estimate
 from vlmkit.recipe import Block, Recipe, Stage
-from vlmkit.recipe_files import bundled_recipes
 from vlmkit.train.schedule import epoch_length, total_steps
 from vlmkit.train.stage import PartRow, apply_stage, finish_stage
 from vlmkit.vlm import VLM
-from vlmkit.weights import PYPI, resolve_weights
 
 # (width, height) of common pictures: an icon, CLIP's square, VGA, XGA, full HD, a page at 200 dpi.
 SIZES = ((64, 64), (336, 336), (640, 480), (1024, 768), (1920, 1080), (1700, 2200))
@@ -80,78 +68,16 @@ def make_plan(recipe: Recipe, fetch: bool = False) -> Plan:
         UsageError: A stage cannot be applied.
     """
     if not fetch:
-        _refuse_fetching(recipe)
+        refuse_fetching(recipe)
     notes: list[str] = []
     with torch.device("meta"):
-        model = VLM(_config(recipe, notes))
+        model = VLM(planned_config(recipe, notes))
         stages = [_stage(recipe, stage, model, notes) for stage in recipe.stages]
     tokens = {size: model.count_tokens(size) for size in SIZES}
     looked_at = {}
     if model.injection is not None:
         looked_at = {size: model.count_given(size) for size in SIZES}
     return Plan(stages, tokens, looked_at, notes)
-
-
-def _refuse_fetching(recipe: Recipe) -> None:
-    named: list[tuple[Any, Mapping[str, object]]]
-    named = [(block.options.get("weights"), KNOWN) for block in recipe.model.encoders]
-    named += [(recipe.model.llm.weights, KNOWN_LLMS)]
-    remote = [str(w) for w, known in named if w is not None and w not in known and _is_remote(str(w))]
-    if remote:
-        raise VlmkitError(
-            f"the shapes of {', '.join(remote)} are not bundled; plan would fetch config.json from the hub: "
-            "allow it with --fetch, or give a folder"
-        )
-
-
-def _is_remote(reference: str) -> bool:
-    return not reference.startswith(PYPI) and not Path(reference).expanduser().exists()
-
-
-def _config(recipe: Recipe, notes: list[str]) -> VLMConfig:
-    """The model's configuration: of the one that `init_from` names if it is here, else of the parts."""
-    saved = recipe.init_from
-    if saved is not None and Path(saved).is_dir():
-        config: VLMConfig = VLMConfig.from_pretrained(find_saved(saved))
-        adopt(config, saved, recipe.model)
-        return config
-    if saved is not None and saved not in bundled_recipes():
-        notes.append(f"{saved} is not looked at: shapes are those of the parts that the recipe states")
-    blocks = recipe.model.encoders
-    return VLMConfig(
-        encoders=[{"type": b.type, **encoder_class(b.type).resolve(**b.options)} for b in blocks],
-        fusion=recipe.model.fusion,
-        image_tokens=recipe.model.image_tokens.model_dump(),
-        splice=recipe.model.splice.model_dump(),
-        connector={"type": recipe.model.connector.type, **recipe.model.connector.options},
-        text_config=_text_config(recipe, notes),
-        prompt={"format": recipe.model.prompt},
-    )
-
-
-def _text_config(recipe: Recipe, notes: list[str]) -> Any:
-    """The language model's configuration with a row for the image placeholder."""
-    stated = recipe.model.llm
-    if stated.weights is None:
-        vocabulary = len(build_words_tokenizer(_texts(recipe, notes)))
-        return AutoConfig.for_model(stated.type, vocab_size=vocabulary, **stated.options)
-    if stated.weights in KNOWN_LLMS and not Path(stated.weights).is_dir():
-        known = KNOWN_LLMS[stated.weights]
-        config, tokens = AutoConfig.for_model(known.family, **known.config), known.tokens
-    else:
-        path = resolve_weights(stated.weights)
-        folder = str(gguf.converted(Path(path))) if path.endswith(gguf.SUFFIX) else path
-        config, tokens = load_pretrained(AutoConfig, folder), len(load_pretrained(AutoTokenizer, folder))
-    config.vocab_size = max(config.vocab_size, tokens + 1)
-    return config
-
-
-def _texts(recipe: Recipe, notes: list[str]) -> Iterable[str]:
-    try:
-        return list(training_texts(recipe))
-    except (VlmkitError, MissingExtraError):
-        notes.append("the vocabulary is made from data that is not there: its rows are not counted")
-        return []
 
 
 def _stage(recipe: Recipe, stage: Stage, model: VLM, notes: list[str]) -> StagePlan:

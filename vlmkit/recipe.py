@@ -171,6 +171,8 @@ class Stage(Frozen):
         max_length: Longest row in tokens; a longer one is an error.
         gradient_checkpointing: Compute activations twice instead of keeping them, in the language model and
             in encoders that train.
+        on_bad_sample: At a sample that cannot be used (a damaged image, a malformed row) `error` stops, and
+            `skip` leaves it out of its step, counts it and lists it in `skipped.jsonl`.
         workers: Processes that load data; 0 loads in the training process.
         checkpoint_every: Steps between checkpoints; 0 for none.
     """
@@ -194,6 +196,7 @@ class Stage(Frozen):
     hflip: float = Field(0.0, ge=0, le=1)
     max_length: int | None = Field(None, ge=1)
     gradient_checkpointing: bool = False
+    on_bad_sample: Literal["error", "skip"] = "error"
     workers: int = Field(0, ge=0)
     checkpoint_every: int = Field(200, ge=0)
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from vlmkit import __version__
-from vlmkit.cli import ask, encoder, index, list_, look, plan, rag, search, sweep, train
+from vlmkit.cli import ask, data, encoder, index, list_, look, plan, rag, search, sweep, train
 
 Run = Callable[[argparse.Namespace], int]
 VERBS = {
@@ -16,6 +16,7 @@ VERBS = {
     "plan": plan,
     "sweep": sweep,
     "list": list_,
+    "data": data,
     "encoder": encoder,
     "ask": ask,
     "look": look,

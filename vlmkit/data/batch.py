@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vlmkit.budget import SizedImage
 from vlmkit.data.pack import PackedRow
+from vlmkit.data.sample import Skipped
 from vlmkit.encoders.batch import CHANNELS, PixelBatch
 from vlmkit.encoders.spec import Pixels, VisionSpec
 from vlmkit.errors import VlmkitError
@@ -47,6 +48,7 @@ class Batch:
             is padded: `image_sizes` and the encoders' specs say where each lies.
         image_sizes: int64 (B, K, 3), width and height of each image in pixels and the level of its layout
             (see `VisionSpec.at`); 0 on padding.
+        skipped: Samples that were left out of the step; with its first micro-batch.
     """
 
     sample_ids: tuple[str, ...]
@@ -59,6 +61,7 @@ class Batch:
     question_ids_BQ: Tensor | None = None
     pixel_values: Tensor | None = None
     image_sizes: Tensor | None = None
+    skipped: tuple[Skipped, ...] = ()
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """A copy on a device; `dtype` is that of the pixels alone (loss weights stay float32).

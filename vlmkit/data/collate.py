@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from PIL import Image, ImageOps
@@ -15,6 +15,7 @@ from vlmkit.budget import Fit, SizedImage, unlimited
 from vlmkit.data.batch import Batch, RowImages, image_tensors, question_tensor, row_images, text_tensors
 from vlmkit.data.known_rows import KnownRows
 from vlmkit.data.pack import PackedRow, pack_prefix
+from vlmkit.data.problems import TokenBudgetError, TooLongError
 from vlmkit.data.prompts import PromptFormat
 from vlmkit.data.sample import IMAGE, Conversation, Sample
 from vlmkit.data.tokens import (
@@ -68,6 +69,21 @@ class TextRules:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A sample that is ready for a batch.
+
+    Attributes:
+        sample: It.
+        images: Pixels of its images.
+        rows: Of its conversations; none for stages without text.
+    """
+
+    sample: Sample
+    images: RowImages
+    rows: list[PackedRow]
+
+
+@dataclass(frozen=True)
 class Collator:
     """Makes a `Batch` of (sample, epoch) pairs.
 
@@ -95,36 +111,52 @@ class Collator:
                 or words outside the vocabulary, nothing is supervised, or a row is too long; the message
                 names the sample.
         """
-        samples: list[Sample] = []
-        images: list[RowImages] = []
-        rows: list[PackedRow] = []
-        for sample, epoch in items:
-            pictures = self._images(sample, epoch)
-            sizes = self._fitted(sample, [picture.size for picture in pictures])
-            own = [] if self.text is None else sample_rows(sample, sizes, self.text)
-            copies = 1 if self.text is None else len(own)
-            samples += [sample] * copies
-            images += [row_images(pictures, sizes, self.specs)] * copies
-            rows += own
-        text = {} if self.text is None else text_tensors(rows, self.text.tokenizer.pad_token_id)
-        if self.text is not None and self.text.questions:
-            asked = [question_ids(c, self.text.tokenizer) for s, _ in items for c in s.conversations]
-            text["question_ids_BQ"] = question_tensor(asked)
-        ids, captions = tuple(s.id for s in samples), tuple(s.captions for s in samples)
-        return Batch(ids, captions, **text, **image_tensors(images))
+        return self.batch([self.prepare(sample, epoch) for sample, epoch in items])
 
-    def _fitted(self, sample: Sample, sizes: Sequence[Size]) -> list[SizedImage]:
-        try:
-            return self.fit(sizes)
-        except VlmkitError as error:
-            error.args = (f"sample {sample.id!r}: {error}",)
-            raise
+    def prepare(self, sample: Sample, epoch: int) -> Prepared:
+        """What one sample becomes, on its own.
+
+        Raises:
+            VlmkitError: See `__call__`.
+        """
+        pictures = self._images(sample, epoch)
+        sizes = fitted(sample.id, [picture.size for picture in pictures], self.fit)
+        rows = [] if self.text is None else sample_rows(sample, sizes, self.text)
+        return Prepared(sample, row_images(pictures, sizes, self.specs), rows)
+
+    def batch(self, items: Sequence[Prepared]) -> Batch:
+        """Samples together."""
+        copied = [item for item in items for _ in range(1 if self.text is None else len(item.rows))]
+        rows = [row for item in items for row in item.rows]
+        tensors: dict[str, Any] = image_tensors([item.images for item in copied])
+        if self.text is not None:
+            tensors |= text_tensors(rows, self.text.tokenizer.pad_token_id)
+        if self.text is not None and self.text.questions:
+            conversations = [c for item in items for c in item.sample.conversations]
+            tensors["question_ids_BQ"] = question_tensor(
+                [question_ids(c, self.text.tokenizer) for c in conversations]
+            )
+        ids = tuple(item.sample.id for item in copied)
+        captions = tuple(item.sample.captions for item in copied)
+        return Batch(ids, captions, **tensors)
 
     def _images(self, sample: Sample, epoch: int) -> list[Image.Image]:
         images = sample.open_images()
         # A hash of names rather than a random state: no order of samples or number of workers changes it.
         draw = zlib.crc32(f"{self.seed}/{epoch}/{sample.id}".encode()) / 2**32
         return [ImageOps.mirror(image) for image in images] if draw < self.hflip else images
+
+
+def fitted(sample_id: str, sizes: Sequence[Size], fit: Fit) -> list[SizedImage]:
+    """The images of a sample within the token budget.
+
+    Raises:
+        TokenBudgetError: They cannot be made small enough; names the sample.
+    """
+    try:
+        return fit(sizes)
+    except VlmkitError as error:
+        raise TokenBudgetError(f"sample {sample_id!r}: {error}") from None
 
 
 def sample_rows(sample: Sample, sizes: Sequence[SizedImage], rules: TextRules) -> list[PackedRow]:
@@ -146,7 +178,7 @@ def sample_rows(sample: Sample, sizes: Sequence[SizedImage], rules: TextRules) -
             packed = [together]
     for row in packed:
         if rules.max_length is not None and len(row.ids) > rules.max_length:
-            raise VlmkitError(
+            raise TooLongError(
                 f"sample {sample.id!r} makes a row of {len(row.ids)} tokens and max_length is "
                 f"{rules.max_length}; raise max_length, use pack: none, or shorten the sample"
             )

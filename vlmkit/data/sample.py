@@ -6,12 +6,19 @@ Nothing here opens an image before it is needed.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
 from PIL import Image
 
+from vlmkit.data.problems import (
+    ImageMissingError,
+    ImageSlotsError,
+    ImageTooLargeError,
+    ImageUnreadableError,
+)
 from vlmkit.errors import VlmkitError
 from vlmkit_retrieval.images import (
     MAX_PIXELS,
@@ -91,12 +98,27 @@ class FileSlice:
                 file.seek(self.offset)
                 data = file.read(self.size)
         except OSError as error:
-            raise VlmkitError(f"{self} cannot be read: {error.strerror}; check the path") from None
+            raise ImageUnreadableError(f"{self} cannot be read: {error.strerror}; check the path") from None
         if len(data) != self.size:
-            raise VlmkitError(
+            raise ImageUnreadableError(
                 f"{self} has {len(data)} of its {self.size} bytes; the file was cut off, replace it"
             )
         return data
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample that was left out of its step.
+
+    Attributes:
+        id: Of the sample, or the number of its row.
+        kind: A name from `PROBLEMS`.
+        message: What is wrong with it.
+    """
+
+    id: str
+    kind: str
+    message: str
 
 
 ImageSource = Path | bytes | FileSlice | Image.Image
@@ -124,7 +146,7 @@ class Sample:
         for conversation in self.conversations:
             slots = sum(part is IMAGE for message in conversation for part in message.parts)
             if slots != len(self.images):
-                raise VlmkitError(
+                raise ImageSlotsError(
                     f"sample {self.id!r} has {len(self.images)} images and {slots} image slots "
                     "in a conversation; write one <image> for each image"
                 )
@@ -138,12 +160,24 @@ class Sample:
         return [open_image(source, f"sample {self.id!r}") for source in self.images]
 
 
-def open_image(source: ImageSource | str, owner: str = "") -> Image.Image:
+def readable(samples: Sequence[Sample]) -> Iterator[Sample | None]:
+    """Each sample in order, None in place of one that is malformed."""
+    for number in range(len(samples)):
+        try:
+            yield samples[number]
+        except VlmkitError:
+            yield None
+
+
+def open_image(
+    source: ImageSource | str, owner: str = "", told: Callable[[bytes], object] | None = None
+) -> Image.Image:
     """Open one image as RGB, upright by its EXIF orientation; the same pixels as an index gets.
 
     Args:
         source: A file, encoded bytes, a part of a file, or an image in memory.
         owner: Put in front of an error, e.g. the sample's name.
+        told: Called with the encoded bytes before they are decoded (with the pixels of an image in memory).
 
     Raises:
         VlmkitError: Missing, unreadable, or more than 50 million pixels (checked before decoding).
@@ -151,15 +185,25 @@ def open_image(source: ImageSource | str, owner: str = "") -> Image.Image:
     prefix = f"{owner}: " if owner else ""
     try:
         if isinstance(source, Image.Image):
+            if told is not None:
+                told(source.tobytes())
             return _from_memory(source)
-        if isinstance(source, FileSlice):
-            return decode_image(source.read())
-        return decode_image(source if isinstance(source, bytes) else read_file(Path(source)))
+        data = _encoded(source)
+        if told is not None:
+            told(data)
+        return decode_image(data)
     except ImageError as error:
         where = str(source) if isinstance(source, str | Path | FileSlice) else "image bytes"
-        raise VlmkitError(prefix + _reason(where, error)) from None
+        raise _reason(prefix, where, error) from None
     except VlmkitError as error:
-        raise VlmkitError(f"{prefix}{error}") from None
+        error.args = (f"{prefix}{error}",)
+        raise
+
+
+def _encoded(source: str | Path | bytes | FileSlice) -> bytes:
+    if isinstance(source, FileSlice):
+        return source.read()
+    return source if isinstance(source, bytes) else read_file(Path(source))
 
 
 def _from_memory(image: Image.Image) -> Image.Image:
@@ -168,11 +212,14 @@ def _from_memory(image: Image.Image) -> Image.Image:
     return upright_rgb(image)
 
 
-def _reason(where: str, error: ImageError) -> str:
+def _reason(prefix: str, where: str, error: ImageError) -> VlmkitError:
     if isinstance(error, ImageSizeError):
-        return f"{where} has {error.width} x {error.height} pixels; the limit is {MAX_PIXELS:,}, resize it"
+        size = f"{error.width} x {error.height}"
+        return ImageTooLargeError(
+            f"{prefix}{where} has {size} pixels; the limit is {MAX_PIXELS:,}, resize it"
+        )
     if isinstance(error.__cause__, FileNotFoundError):
-        return f"image {where} does not exist; check the path"
+        return ImageMissingError(f"{prefix}image {where} does not exist; check the path")
     if isinstance(error.__cause__, IsADirectoryError):
-        return f"{where} is a folder, an image file is needed"
-    return f"{where} cannot be read as an image ({error}); replace or remove it"
+        return ImageUnreadableError(f"{prefix}{where} is a folder, an image file is needed")
+    return ImageUnreadableError(f"{prefix}{where} cannot be read as an image ({error}); replace or remove it")

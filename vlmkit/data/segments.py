@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vlmkit.data.problems import PlaceholderError
 from vlmkit.data.sample import IMAGE, Conversation, Message, Part
 from vlmkit.errors import UsageError, VlmkitError
 
@@ -79,7 +80,7 @@ def check_text(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) 
     for placeholder in sorted({image_token(tokenizer), DEFAULT_IMAGE_TOKEN}):
         for i, message in enumerate(messages):
             if placeholder in message.text:
-                raise VlmkitError(
+                raise PlaceholderError(
                     f"the text of message {i} ({message.role}) contains the image placeholder "
                     f"{placeholder!r}; write images as IMAGE parts, or remove it from the text"
                 )

@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
+from vlmkit.data.problems import (
+    ImageSlotsError,
+    SpecialTokenError,
+    UnknownWordError,
+    UnsupervisedError,
+)
 from vlmkit.data.sample import IMAGE, Conversation
 from vlmkit.data.segments import Segment, control_tokens, image_token
-from vlmkit.errors import UsageError, VlmkitError
+from vlmkit.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -164,7 +170,7 @@ def _check(
 
 def _check_slots(slots: int, image_counts: Sequence[int]) -> None:
     if slots != len(image_counts):
-        raise VlmkitError(f"the prompt has {slots} image slots and {len(image_counts)} images were given")
+        raise ImageSlotsError(f"the prompt has {slots} image slots and {len(image_counts)} images were given")
 
 
 def check_supervised(row: TokenRow, sample_id: str) -> None:
@@ -174,7 +180,7 @@ def check_supervised(row: TokenRow, sample_id: str) -> None:
         VlmkitError: No token of the row is supervised; names the sample.
     """
     if not any(row.weights):
-        raise VlmkitError(
+        raise UnsupervisedError(
             f"sample {sample_id!r} has no supervised token among {len(row.ids)}; give it a non-empty answer "
             "with a weight above 0, or remove it"
         )
@@ -199,7 +205,7 @@ def check_vocabulary(
         text = message.text
         token = next((token for token in specials if token in text), None)
         if token is not None:
-            raise UsageError(
+            raise SpecialTokenError(
                 f"the {message.role}'s text contains the tokenizer's special token {token!r}; "
                 "remove it (images are given as images)"
             )
@@ -218,7 +224,7 @@ def check_words(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Non
     """
     unknown = dict.fromkeys(word for text in texts for word in unknown_words(text, tokenizer))
     if unknown:
-        raise UsageError(
+        raise UnknownWordError(
             f"the tokenizer's vocabulary lacks: {', '.join(map(repr, unknown))}; "
             "use other words, or a language model whose tokenizer knows them"
         )

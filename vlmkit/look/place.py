@@ -65,17 +65,17 @@ def place_of(spec: VisionSpec, size: tuple[int, int], at: tuple[float, float] | 
     return best[1]
 
 
-def coordinates(spec: VisionSpec, size: tuple[int, int]) -> list[NDArray[np.float32]]:
+def coordinates(spec: VisionSpec, size: tuple[int, int], level: int = 0) -> list[NDArray[np.float32]]:
     """For each view: x and y of what a pixel shows (parts of the original's edges), 1 where it is inside.
 
-    Arrays of shape (3, height, width) as `VisionSpec.preprocess` gives them.
+    Arrays of shape (3, height, width) as `VisionSpec.preprocess` gives them; `level` as there.
     """
     width, height = size
     ramp = np.full((height, width, 3), 255, np.uint8)
     ramp[..., 0] = np.rint((np.arange(width) + 0.5) / width * 255)[None, :]
     ramp[..., 1] = np.rint((np.arange(height) + 0.5) / height * 255)[:, None]
     plain = replace(spec, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), resample="bilinear")
-    return plain.preprocess(Image.fromarray(ramp))
+    return plain.preprocess(Image.fromarray(ramp), level)
 
 
 def _nearest(maps: NDArray[np.float32], target: NDArray[np.float64]) -> tuple[float, float, float] | None:

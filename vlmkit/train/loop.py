@@ -9,30 +9,35 @@ import math
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 
 from vlmkit import checkpoint
 from vlmkit.data.batch import Batch
-from vlmkit.data.collate import Collator
+from vlmkit.data.collate import Collator, Prepared
 from vlmkit.data.formats.mixture import Mixture
-from vlmkit.data.sample import Sample
+from vlmkit.data.problems import kind_of
+from vlmkit.data.sample import Sample, Skipped, readable
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.recipe import Stage
 from vlmkit.train.grouping import GroupedOrder, rough_length
-from vlmkit.train.metrics import MetricsFile, Reporter
+from vlmkit.train.metrics import MetricsFile, Reporter, read_metrics
 from vlmkit.train.module import StageModule, batch_weight
 from vlmkit.train.schedule import Order, epoch_length, lr_factor, total_steps
 
 Values = dict[str, float]
+# Beside metrics.jsonl, in stages with on_bad_sample: skip.
+SKIPPED = "skipped.jsonl"
 
 
 class Interrupted(VlmkitError):
@@ -73,16 +78,45 @@ class Steps(Dataset[list[Batch]]):
     def __getitem__(self, step: int) -> list[Batch]:
         size = self.stage.batch_size
         stream = [self.order[p] for p in range(step * size, (step + 1) * size)][self.rank :: self.world]
+        if self.stage.on_bad_sample == "skip":
+            return self._without_bad(step, stream)
         keyed = [(self.data.samples[number], epoch) for epoch, number in stream]
         micro = self.stage.micro_batch_size or len(keyed)
         return [self.data.collate(keyed[i : i + micro]) for i in range(0, len(keyed), micro)]
+
+    def _without_bad(self, step: int, stream: Sequence[tuple[int, int]]) -> list[Batch]:
+        """The step without samples that cannot be used; nothing takes their place.
+
+        The loss is normalised by what is supervised in the step, so what is left weighs as if alone.
+        """
+        ready: list[Prepared] = []
+        skipped: list[Skipped] = []
+        for epoch, number in stream:
+            name = f"row {number}"
+            try:
+                sample = self.data.samples[number]
+                name = sample.id
+                ready.append(self.data.collate.prepare(sample, epoch))
+            except VlmkitError as error:
+                skipped.append(Skipped(name, kind_of(error), str(error)))
+        if not ready:
+            raise VlmkitError(
+                f"stage {self.stage.name!r}, step {step + 1}: every sample of the step was skipped, the "
+                f"first because: {skipped[0].message}; vlmkit data check lists them all"
+            )
+        micro = self.stage.micro_batch_size or len(ready)
+        batches = [self.data.collate.batch(ready[i : i + micro]) for i in range(0, len(ready), micro)]
+        return [replace(batches[0], skipped=tuple(skipped)), *batches[1:]]
 
 
 def _order(stage: Stage, data: StageData) -> Order:
     """The stage's data order; grouping reads every sample's text once."""
     shares = data.samples.shares if isinstance(data.samples, Mixture) else ()
     if stage.group == "modality_length":
-        return GroupedOrder(map(rough_length, data.samples), stage.batch_size, data.seed, shares)
+        # A row that cannot be read keeps its place in the order, and is skipped there.
+        samples = readable(data.samples) if stage.on_bad_sample == "skip" else data.samples
+        lengths = (rough_length(sample) if sample else (0, 0) for sample in samples)
+        return GroupedOrder(lengths, stage.batch_size, data.seed, shares)
     return Order(len(data.samples), data.seed, shares)
 
 
@@ -126,6 +160,8 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
     steps = total_steps(stage, epoch_length(data.samples))
     start = int(checkpoint.load_checkpoint(resume, module, optimizer)["step"]) if resume else 0
     run.metrics.rewind(stage.name, start)
+    left_out = MetricsFile(run.run_dir / SKIPPED, run.accelerator.is_main_process)
+    left_out.rewind(stage.name, start)
     wrapped, optimizer = run.accelerator.prepare(module, optimizer)
     wrapped.train()
     run.reporter.begin(stage.name, start, steps)
@@ -138,6 +174,8 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
             values = _step(wrapped, optimizer, module.weights, batches, run)
             took = time.perf_counter() - began
             values |= {"lr": factor, **_seconds(took, stored, module.stored_seconds)}
+            if stage.on_bad_sample == "skip":
+                values["skipped"] = _write_skipped(batches[0].skipped, left_out, stage.name, step + 1)
             run.metrics.write({"stage": stage.name, "step": step + 1, **values})
             run.reporter.step(step + 1, values)
             due = stage.checkpoint_every and (step + 1) % stage.checkpoint_every == 0
@@ -146,6 +184,24 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
             if run.stop:
                 raise Interrupted(f"stopped after step {step + 1} of stage {stage.name}; go on with --resume")
     run.reporter.end()
+    _tell_skipped(left_out, stage.name, run.reporter)
+
+
+def _write_skipped(own: Sequence[Skipped], file: MetricsFile, stage: str, step: int) -> int:
+    """List what all processes left out of a step; returns how many."""
+    skipped: list[Skipped] = gather_object(list(own))
+    for sample in skipped:
+        file.write({"stage": stage, "step": step, **asdict(sample)})
+    return len(skipped)
+
+
+def _tell_skipped(file: MetricsFile, stage: str, reporter: Reporter) -> None:
+    if not file.active or not file.path.exists():
+        return
+    kinds = Counter(row["kind"] for row in read_metrics(file.path) if row["stage"] == stage)
+    if kinds:
+        counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        reporter.note(f"stage {stage}: {kinds.total()} samples were skipped ({counted}); see {file.path}")
 
 
 def _batches(

@@ -15,10 +15,9 @@ from accelerate.state import AcceleratorState
 
 import vlmkit
 from vlmkit import checkpoint
-from vlmkit.assemble import assemble, build_data, check_fit
-from vlmkit.data.collate import Collator, TextRules
-from vlmkit.data.prompts import PROMPTS
-from vlmkit.data.sample import Sample
+from vlmkit.assemble import assemble, build_data, check_fit, text_rules
+from vlmkit.data.collate import Collator
+from vlmkit.data.sample import Sample, readable
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.evaluate import evaluate
 from vlmkit.objectives import OBJECTIVES, objective_weights
@@ -176,25 +175,18 @@ def _stage_data(recipe: Recipe, stage: Stage, model: VLM, shared: Shared | None 
     Raises:
         UsageError: There is no sample, or none with what the objective needs.
     """
-    samples = build_data(stage.data)
+    skips = stage.on_bad_sample == "skip"
+    samples = build_data(stage.data, check=not skips)
     needs = [OBJECTIVES[name] for name in objective_weights(stage.objective)]
     if not len(samples):
         raise UsageError(f"stage {stage.name!r}: its data has no sample")
-    if any(objective.captions for objective in needs) and not any(s.captions and s.images for s in samples):
+    seen = (s for s in readable(samples) if s) if skips else samples
+    if any(objective.captions for objective in needs) and not any(s.captions and s.images for s in seen):
         raise UsageError(
             f"stage {stage.name!r} is contrastive and none of its samples has an image and a caption"
         )
     processor, prompt = model.processor, stage.prompt or recipe.model.prompt
-    text = TextRules(
-        tokenizer=processor.tokenizer,
-        prompt=PROMPTS[prompt],
-        count_tokens=processor.count_fitted,
-        image_token_id=processor.image_token_id,
-        eos_weight=stage.eos_weight,
-        pack=stage.pack,
-        max_length=stage.max_length,
-        questions=processor.connector.reads_text,
-    )
+    text = text_rules(stage, prompt, processor)
     wants_text = any(objective.tokens for objective in needs)
     if shared is not None and wants_text:
         text = replace(text, known=shared.rows(text, prompt))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from vlmkit.data.formats.easy_vqa import easy_vqa, question_type
 from vlmkit.data.formats.hf_dataset import hf_dataset
@@ -22,6 +24,16 @@ DATA_FORMATS: dict[str, Callable[..., Sequence[Sample]]] = {
     "table": table,
     "webdataset": webdataset,
 }
+
+
+def with_check(
+    make: Callable[..., Sequence[Sample]], options: Mapping[str, Any], check: bool
+) -> dict[str, Any]:
+    """The options of a format; where `check` is off it is so in the formats that have it."""
+    if check or "check" not in inspect.signature(make).parameters:
+        return dict(options)
+    return {**options, "check": False}
+
 
 # What kind of question a reference answer belongs to; scores are given for each kind on its own.
 ANSWER_KINDS: dict[str, Callable[[str], str]] = {"easy_vqa": question_type}

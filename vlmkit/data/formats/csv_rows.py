@@ -30,7 +30,8 @@ class CsvRows:
     Args:
         path: UTF-8, with or without a byte order mark.
         delimiter: Between fields.
-        check: Called with place and row for each row in turn; what it raises ends the reading.
+        check: Called with place and row for each row in turn; what it raises ends the reading. Without one, a
+            row that does not fit the header is an error when it is asked for.
         limit: Stop after so many rows.
 
     Raises:
@@ -54,9 +55,8 @@ class CsvRows:
             if len(set(self.columns)) != len(self.columns):
                 raise VlmkitError(f"{path}: the header names a column twice ({', '.join(self.columns)})")
             for number, (fields, start, end) in enumerate(islice(found, limit)):
-                place, row = self._row(number, fields)
                 if check is not None:
-                    check(place, row)
+                    check(*self._row(number, fields))
                 spans.extend((start, end))
         self.spans_R2 = np.array(spans, np.int64).reshape(-1, 2)
 

@@ -28,6 +28,7 @@ def hf_dataset(
     image_folder: str = "",
     min_ratings: dict[str, int] | None = None,
     limit: int | None = None,
+    check: bool = True,
 ) -> Sequence[Sample]:
     """Read a data set of conversations about images; see `hf_rows` for the forms that are known.
 
@@ -51,6 +52,7 @@ def hf_dataset(
         min_ratings: Keep the rows whose every turn has at least these ratings, `{relevance: 4}` for the
             column `relevance_ratings` (FineVision has four such, with 1 to 5 a turn). A turn without passes.
         limit: Use the first so many rows, of those that are kept.
+        check: Refuse a malformed first row at the start; else when it is reached.
 
     Raises:
         MissingExtraError: The package datasets is not installed.
@@ -77,7 +79,8 @@ def hf_dataset(
     if images is not None and images not in rows[0].column_names:
         raise unknown_name(f"column of {path} (images: null is for text only)", images, rows[0].column_names)
     samples = HfSamples(rows, columns, f"{path} {split}")
-    _ = samples[0]
+    if check:
+        _ = samples[0]
     return samples
 
 

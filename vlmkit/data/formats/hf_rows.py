@@ -18,6 +18,7 @@ from PIL import Image
 from vlmkit.data.formats.files import Row, text_field
 from vlmkit.data.formats.llava_json import read_turn, split_slots
 from vlmkit.data.formats.sources import embedded_image
+from vlmkit.data.problems import ImageSlotsError
 from vlmkit.data.sample import IMAGE, Conversation, FileSlice, ImageSource, Message, Part, Sample
 from vlmkit.data.segments import DEFAULT_IMAGE_TOKEN
 from vlmkit.errors import VlmkitError
@@ -64,7 +65,7 @@ def read_sample(row: Row, place: str, columns: Columns) -> Sample:
     if images and not slots and not strict:
         conversation = _images_first(conversation, len(images))
     elif slots != len(images):
-        raise VlmkitError(
+        raise ImageSlotsError(
             f"{place}, field {columns.text!r}: {slots} image slots for {len(images)} images in "
             f"{columns.images!r}; write one {DEFAULT_IMAGE_TOKEN} for each image"
         )

@@ -16,7 +16,7 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", 
 TABLES = ("captions.jsonl", "metadata.jsonl")
 
 
-def image_captions(folder: str | Path, limit: int | None = None) -> Sequence[Sample]:
+def image_captions(folder: str | Path, limit: int | None = None, check: bool = True) -> Sequence[Sample]:
     """Read captioned images, subfolders included, in the order of their paths.
 
     Captions come from `captions.jsonl` or `metadata.jsonl` with `file_name` and `text` (the imagefolder
@@ -25,6 +25,7 @@ def image_captions(folder: str | Path, limit: int | None = None) -> Sequence[Sam
     Args:
         folder: Where the images are.
         limit: Use the first so many images.
+        check: Refuse an image without a caption at the start; else when it is reached.
 
     Raises:
         VlmkitError: An image has no caption or an empty one, or a row of the table no image; names it.
@@ -36,7 +37,8 @@ def image_captions(folder: str | Path, limit: int | None = None) -> Sequence[Sam
     files.check_any(images, str(root))
     find = _captions(root, names, set(images))
     used = images[:limit]
-    return CaptionedImages(root, Texts(used), Texts(_caption(root, name, find) for name in used))
+    captions = Texts(_caption(root, name, find, check) for name in used)
+    return CaptionedImages(root, Texts(used), captions)
 
 
 class CaptionedImages(LazySamples):
@@ -57,6 +59,8 @@ class CaptionedImages(LazySamples):
     def read(self, number: int) -> Sample:
         """An image, and its caption as the answer to nothing."""
         name, caption = self.names[number], self.captions[number]
+        if not caption:
+            raise _no_caption(self.root / name)
         conversation = (Message("user", (IMAGE,)), Message("assistant", (caption,)))
         return Sample(name, (self.root / name,), (conversation,), (caption,))
 
@@ -113,11 +117,14 @@ def _read(path: Path) -> str:
         raise VlmkitError(f"{path} is not UTF-8 text ({error}); convert it") from None
 
 
-def _caption(root: Path, name: str, find: Callable[[str], str]) -> str:
+def _caption(root: Path, name: str, find: Callable[[str], str], check: bool) -> str:
     caption = find(name).strip()
-    if not caption:
-        image = root / name
-        raise VlmkitError(
-            f"image {image} has no caption; write {image.stem}.txt beside it, or a row in {TABLES[0]}"
-        )
+    if check and not caption:
+        raise _no_caption(root / name)
     return caption
+
+
+def _no_caption(image: Path) -> VlmkitError:
+    return VlmkitError(
+        f"image {image} has no caption; write {image.stem}.txt beside it, or a row in {TABLES[0]}"
+    )

@@ -45,19 +45,24 @@ class JsonRows:
         path: A JSON list, or one object a line where the name ends in .jsonl.
         check: Called with place and row for each row in turn; what it raises ends the reading.
         limit: Stop after so many rows.
+        parse: Read each of JSON lines at the start; else one that is no object is an error when asked for.
 
     Raises:
         VlmkitError: The file is missing, not UTF-8, not JSON, or not a list of objects.
     """
 
     def __init__(
-        self, path: Path, check: Callable[[str, Row], object] | None = None, limit: int | None = None
+        self,
+        path: Path,
+        check: Callable[[str, Row], object] | None = None,
+        limit: int | None = None,
+        parse: bool = True,
     ) -> None:
         self.word = "line" if _is_lines(path) else "row"
         spans, numbers = array("q"), array("q")
         with _open(path) as file:
             self.stamp = Stamp.of(path, file)
-            for found in islice(_rows(path, file), limit):
+            for found in islice(_rows(path, file, parse), limit):
                 if check is not None:
                     check(f"{path} {self.word} {found.number}", found.row)
                 spans.extend((found.start, found.end))
@@ -73,10 +78,8 @@ class JsonRows:
 
     def __getitem__(self, number: int) -> tuple[str, Row]:
         start, end = self.spans_R2[number].tolist()
-        return (
-            f"{self.stamp.path} {self.word} {self.numbers[number]}",
-            json.loads(self.stamp.span(start, end).decode("utf-8")),
-        )
+        place = f"{self.stamp.path} {self.word} {self.numbers[number]}"
+        return place, _object(self.stamp.span(start, end), place)
 
 
 def iter_rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -104,29 +107,47 @@ def _open(path: Path) -> BinaryIO:
         raise VlmkitError(f"{path} cannot be read as text ({error}); give a JSON or JSONL file") from None
 
 
-def _rows(path: Path, file: BinaryIO) -> Iterator[Found]:
-    rows = _line_rows(path, file) if _is_lines(path) else _list_rows(path, file)
+def _rows(path: Path, file: BinaryIO, read: bool = True) -> Iterator[Found]:
+    """Rows in turn; without `read`, lines are found and not parsed, and their `row` is empty."""
+    rows = _line_rows(path, file, read) if _is_lines(path) else _list_rows(path, file)
     try:
         for found in rows:
-            if not isinstance(found.row, dict):
-                place = f"{path} {'line' if _is_lines(path) else 'row'} {found.number}"
-                raise VlmkitError(f"{place} is a {type(found.row).__name__}; an object is needed")
+            if read:
+                _check_object(found.row, f"{path} {'line' if _is_lines(path) else 'row'} {found.number}")
             yield found
     except UnicodeDecodeError as error:
         raise VlmkitError(f"{path} cannot be read as text ({error}); give a JSON or JSONL file") from None
 
 
-def _line_rows(path: Path, file: BinaryIO) -> Iterator[Found]:
+def _object(data: bytes, place: str) -> Row:
+    """A row from its bytes."""
+    try:
+        row: Row = json.loads(data.decode("utf-8"))
+    except ValueError as error:
+        raise VlmkitError(f"{place} is not JSON ({error}); repair it") from None
+    _check_object(row, place)
+    return row
+
+
+def _check_object(row: Any, place: str) -> None:
+    if not isinstance(row, dict):
+        raise VlmkitError(f"{place} is a {type(row).__name__}; an object is needed")
+
+
+def _line_rows(path: Path, file: BinaryIO, read: bool) -> Iterator[Found]:
     start = 0
     for number, line in enumerate(file, 1):
         end = start + len(line)
-        text = line.decode("utf-8")
-        if text.strip():
-            try:
-                yield Found(json.loads(text), number, start, end)
-            except json.JSONDecodeError as error:
-                raise VlmkitError(f"{path} line {number} is not JSON ({error}); repair it") from None
+        if line.strip():
+            yield Found(_parsed(line, path, number) if read else {}, number, start, end)
         start = end
+
+
+def _parsed(line: bytes, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except json.JSONDecodeError as error:
+        raise VlmkitError(f"{path} line {number} is not JSON ({error}); repair it") from None
 
 
 def _list_rows(path: Path, file: BinaryIO) -> Iterator[Found]:

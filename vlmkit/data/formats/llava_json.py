@@ -14,6 +14,7 @@ from vlmkit.data.formats.files import Row, check_any, check_limit, file_below, f
 from vlmkit.data.formats.json_rows import JsonRows
 from vlmkit.data.formats.lazy import RowSamples
 from vlmkit.data.formats.sources import embedded_image
+from vlmkit.data.problems import ImageSlotsError
 from vlmkit.data.sample import IMAGE, Message, Part, Sample
 from vlmkit.data.segments import DEFAULT_IMAGE_TOKEN
 from vlmkit.errors import VlmkitError
@@ -25,7 +26,9 @@ ROLES: dict[str, Literal["system", "user", "assistant"]] = {
 }
 
 
-def llava_json(path: str | Path, image_folder: str | Path, limit: int | None = None) -> Sequence[Sample]:
+def llava_json(
+    path: str | Path, image_folder: str | Path, limit: int | None = None, check: bool = True
+) -> Sequence[Sample]:
     """Read a LLaVA data set, JSON or JSONL; each row is a sample with one conversation.
 
     `image` is a file name, a list of them, or absent; each `<image>` in the texts takes the next one. A name
@@ -38,13 +41,14 @@ def llava_json(path: str | Path, image_folder: str | Path, limit: int | None = N
         path: The file; JSONL if its name ends so.
         image_folder: What the image names are relative to; no image lies outside it.
         limit: Use the first so many rows.
+        check: Refuse malformed rows at the start; else each is an error when it is reached.
 
     Raises:
         VlmkitError: A row is malformed; names file, row, id and field.
     """
     check_limit(limit)
     make = partial(_sample, root=folder(image_folder))
-    rows = JsonRows(Path(path), make, limit)
+    rows = JsonRows(Path(path), make if check else None, limit, parse=check)
     check_any(rows, str(path))
     return RowSamples(rows, make)
 
@@ -61,7 +65,7 @@ def _sample(place: str, row: Row, root: Path) -> Sample:
     conversation = tuple(read_turn(turn, f"{place}, conversations[{i}]") for i, turn in enumerate(turns))
     slots = sum(part is IMAGE for message in conversation for part in message.parts)
     if slots != len(images):
-        raise VlmkitError(
+        raise ImageSlotsError(
             f"{place}, field 'conversations': {slots} {DEFAULT_IMAGE_TOKEN} placeholders for "
             f"{len(images)} images; write one for each image"
         )

@@ -59,7 +59,7 @@ class Share:
     quota: int
 
 
-def mixture(sources: list[Source], epoch: int | Epoch = "total") -> Sequence[Sample]:
+def mixture(sources: list[Source], epoch: int | Epoch = "total", check: bool = True) -> Sequence[Sample]:
     """Several data sets together, in shares by weight, each with an optional limit.
 
     Without weights an epoch shows every sample of every source once. With weights it has as many samples,
@@ -71,12 +71,13 @@ def mixture(sources: list[Source], epoch: int | Epoch = "total") -> Sequence[Sam
         sources: `name`, `data` (a block with a `type`), and optionally `weight` and `limit`.
         epoch: Samples an epoch: a number; `total`, as many as all sources have; `first_exhausted`, so many
             that no source repeats; `all_exhausted`, so many that every sample of every source is shown.
+        check: Of the sources that have such an option.
 
     Raises:
         UsageError: Names that are not unique, weights for some sources only, a mixture within a mixture, or a
             source that an epoch is too short for.
     """
-    from vlmkit.data.formats import DATA_FORMATS
+    from vlmkit.data.formats import DATA_FORMATS, with_check
 
     sources = TypeAdapter(list[Source]).validate_python(sources)
     _check(sources)
@@ -85,7 +86,8 @@ def mixture(sources: list[Source], epoch: int | Epoch = "total") -> Sequence[Sam
         if source.data.type not in DATA_FORMATS or source.data.type == "mixture":
             names = DATA_FORMATS.keys() - {"mixture"}
             raise unknown_name(f"data format of source {source.name!r}", source.data.type, names)
-        parts.append(DATA_FORMATS[source.data.type](**source.data.options))
+        make = DATA_FORMATS[source.data.type]
+        parts.append(make(**with_check(make, source.data.options, check)))
     counts = [min(len(part), source.limit or len(part)) for source, part in zip(sources, parts)]
     weights = [source.weight for source in sources]
     given = [Fraction(n if weight is None else str(weight)) for n, weight in zip(counts, weights)]
@@ -152,9 +154,13 @@ class Mixture(LazySamples):
     def __len__(self) -> int:
         return self.ends[-1]
 
+    def share_of(self, number: int) -> int:
+        """Which source a sample is from."""
+        return bisect.bisect_right(self.ends, number)
+
     def read(self, number: int) -> Sample:
         """A sample with its source, and an id that is its own among all sources."""
-        i = bisect.bisect_right(self.ends, number)
+        i = self.share_of(number)
         share = self.shares[i]
         sample = self.parts[i][number - share.first]
         return replace(sample, id=f"{share.name}/{sample.id}", source=share.name)

@@ -53,6 +53,7 @@ def table(
     messages: str | None = None,
     image_folder: str | Path = "",
     limit: int | None = None,
+    check: bool = True,
 ) -> Sequence[Sample]:
     """A CSV, TSV or Parquet file with columns of images, questions and answers.
 
@@ -73,6 +74,7 @@ def table(
             answer are not read then.
         image_folder: What image paths are relative to.
         limit: Use the first so many rows.
+        check: Refuse malformed rows at the start; else each is an error when it is reached.
 
     Raises:
         MissingExtraError: Parquet without the package datasets.
@@ -86,13 +88,14 @@ def table(
     suffix = Path(path).suffix.lower()
     rows: Rows
     if suffix in DELIMITERS:
-        rows = CsvRows(Path(path), DELIMITERS[suffix], make, limit)
+        rows = CsvRows(Path(path), DELIMITERS[suffix], make if check else None, limit)
     elif suffix == PARQUET:
         rows = _parquet(str(path), limit)
     else:
         raise unknown_name("kind of table", suffix, [*DELIMITERS, PARQUET])
     check_any(rows, str(path))
-    make(*rows[0])
+    if check:
+        make(*rows[0])
     return RowSamples(rows, make)
 
 

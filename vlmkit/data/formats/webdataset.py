@@ -26,7 +26,7 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def webdataset(
-    shards: str | list[str], text: str | None = None, limit: int | None = None
+    shards: str | list[str], text: str | None = None, limit: int | None = None, check: bool = True
 ) -> Sequence[Sample]:
     """WebDataset tars: images with a `.json` (a conversation) or a `.txt` (a caption) of the same key.
 
@@ -43,6 +43,7 @@ def webdataset(
             them. Local files, not packed.
         text: Field of the conversation in the `.json`, if it is none of those above.
         limit: Use the first so many samples.
+        check: Refuse a sample without text, or a malformed first one, at the start; else when it is reached.
 
     Raises:
         UsageError: No such file, or one named twice.
@@ -54,13 +55,15 @@ def webdataset(
     found = 0
     for path in paths:
         indexes.append(shard_index(path))
-        _check_text(path, indexes[-1])
+        if check:
+            _check_text(path, indexes[-1])
         found += len(indexes[-1].first_S1) - 1
         if limit is not None and found >= limit:
             break
     samples = TarSamples(paths[: len(indexes)], indexes, text, found if limit is None else min(found, limit))
     check_any(range(len(samples)), ", ".join(map(str, paths[:3])))
-    _ = samples[0]
+    if check:
+        _ = samples[0]
     return samples
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vlmkit.data.problems import ImageSlotsError
 from vlmkit.data.sample import IMAGE, Conversation, Message
 from vlmkit.data.segments import (
     Segment,
@@ -155,7 +156,7 @@ def _check_slots(conversation: Conversation, text: str, tokenizer: PreTrainedTok
     given = sum(part is IMAGE for m in conversation for part in m.parts)
     found = text.count(image_token(tokenizer))
     if given != found:
-        raise VlmkitError(
+        raise ImageSlotsError(
             f"the conversation has {given} images and the chat template renders {found} image placeholders; "
             "choose the prompt vicuna_v1, or set another tokenizer.chat_template"
         )

@@ -1,0 +1,118 @@
+"""`on_bad_sample: skip`: left out, counted and listed; nothing takes its place."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vlmkit import checkpoint
+from vlmkit.errors import VlmkitError
+from vlmkit.train.metrics import Silent, read_metrics
+from vlmkit.train.run import train_recipe
+
+ANSWERS = ("red", "a blue circle", "some triangle of no colour")
+BAD = {"gone.png": "image_missing", "broken.png": "image_unreadable"}
+
+
+class Heard(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@pytest.fixture
+def data(tmp_path, noise):
+    """A function: ids of good samples (`g0`), broken images, or `malformed`, to the block of a data set."""
+
+    def make(*names):
+        rows = []
+        for name in names:
+            image = name if name in BAD else f"{name}.png"
+            if name not in BAD:
+                noise(int(name[1]) if name[1].isdigit() else 9).save(tmp_path / image)
+            # What a bad row says does not change the order of words in the vocabulary.
+            answer = ANSWERS[int(name[1]) % 3] if name[1].isdigit() else "?"
+            said = {"human": "<image>what is it?", "gpt": answer}
+            turns = [{"from": who, "value": text} for who, text in said.items()]
+            rows.append(json.dumps({"id": name, "image": image, "conversations": turns}))
+            if name == "malformed":
+                rows[-1] = "{"
+        (tmp_path / "broken.png").write_bytes(b"none")
+        path = tmp_path / f"{len(names)}.jsonl"
+        path.write_text("\n".join(rows))
+        return {"type": "llava_json", "path": str(path), "image_folder": str(tmp_path)}
+
+    return make
+
+
+@pytest.fixture
+def train(tiny_recipe, tmp_path):
+    """A function: a data block and settings of the stage to the run and what the reporter heard."""
+
+    def run(name, data, resume=False, **stage):
+        settings = {"data": data, "steps": 2, "batch_size": 4, "train": {"llm": {"lr": 1e-2}}, **stage}
+        recipe = tiny_recipe(stages=[settings], output=str(tmp_path / name))
+        heard = Heard()
+        return train_recipe(recipe, resume=resume, reporter=heard).path, heard.notes
+
+    return run
+
+
+def weights(run: Path):
+    return load_file(checkpoint.latest_checkpoint(run, "only") / "trained.safetensors")
+
+
+def test_a_bad_sample_stops_by_default(train, data):
+    with pytest.raises(VlmkitError, match=r"gone\.png does not exist"):
+        train("stop", data("g0", "g1", "g2", "gone.png"))
+
+
+@pytest.mark.parametrize(("micro", "workers"), [(None, 0), (1, 1)])
+def test_skipped_samples_are_counted_and_listed(train, data, micro, workers):
+    names = ("g0", "gone.png", "malformed", "g1", "broken.png", "g2", "g3", "g4")
+    run, notes = train("skip", data(*names), on_bad_sample="skip", micro_batch_size=micro, workers=workers)
+    rows = read_metrics(run / "skipped.jsonl")
+    assert {(row["id"], row["kind"]) for row in rows} == {*BAD.items(), ("row 2", "malformed")}
+    steps = read_metrics(run / "metrics.jsonl")
+    assert [step["skipped"] for step in steps] == [sum(r["step"] == s["step"] for r in rows) for s in steps]
+    assert sum(step["images"] for step in steps) == 5, "nothing takes the place of what is left out"
+    assert notes and "3 samples were skipped" in notes[-1] and "1 image_missing" in notes[-1]
+
+
+def test_what_is_left_is_trained_on_as_if_the_bad_one_had_never_been(train, data):
+    """A step of three good samples and a bad one has the loss and the gradients of the three alone."""
+    bad, _ = train("bad", data("g0", "g1", "gone.png", "g2"), on_bad_sample="skip", steps=1)
+    good, _ = train("good", data("g0", "g1", "g2"), batch_size=3, steps=1)
+    a, b = (read_metrics(run / "metrics.jsonl")[0] for run in (bad, good))
+    assert (a["images"], a["skipped"], b["images"]) == (3, 1, 3)
+    for name in ("loss", "grad_norm"):
+        assert a[name] == pytest.approx(b[name], rel=1e-5)
+
+
+def test_a_step_without_any_good_sample_is_an_error(train, data):
+    with pytest.raises(VlmkitError, match=r"every sample of the step was skipped.*gone\.png"):
+        train("none", data("g0", "gone.png"), on_bad_sample="skip", batch_size=1)
+
+
+def test_a_resumed_run_skips_the_same(train, data):
+    block = data("g0", "gone.png", "g1", "broken.png", "g2", "g3")
+    settings = {"on_bad_sample": "skip", "steps": 6, "batch_size": 3, "checkpoint_every": 2}
+    whole, _ = train("whole", block, **settings)
+    cut, _ = train("cut", block, **settings)
+    manifest = json.loads((cut / checkpoint.MANIFEST).read_text())
+    manifest |= {"stages_done": [], "finished": False}
+    (cut / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    for old in (cut / "checkpoints").iterdir():
+        if not old.name.endswith("000004"):
+            shutil.rmtree(old)
+    train("cut", block, resume=True, **settings)
+    assert (cut / "skipped.jsonl").read_text() == (whole / "skipped.jsonl").read_text()
+    ours, theirs = weights(cut), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
