@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from vlmkit import checkpoint
@@ -25,7 +26,9 @@ from vlmkit.data.batch import Batch
 from vlmkit.data.collate import Collator
 from vlmkit.data.sample import Sample
 from vlmkit.errors import UsageError, VlmkitError
+from vlmkit.objectives import IGNORE
 from vlmkit.recipe import Stage
+from vlmkit.train.distribute import any_process, trained_copy, whole
 from vlmkit.train.grouping import GroupedOrder, rough_length
 from vlmkit.train.metrics import MetricsFile, Reporter
 from vlmkit.train.module import StageModule, batch_weight
@@ -71,10 +74,23 @@ class Steps(Dataset[list[Batch]]):
 
     def __getitem__(self, step: int) -> list[Batch]:
         size = self.stage.batch_size
-        stream = [self.order[p] for p in range(step * size, (step + 1) * size)][self.rank :: self.world]
-        keyed = [(self.data.samples[number], epoch) for epoch, number in stream]
-        micro = self.stage.micro_batch_size or len(keyed)
-        return [self.data.collate(keyed[i : i + micro]) for i in range(0, len(keyed), micro)]
+        stream = [self.order[p] for p in range(step * size, (step + 1) * size)]
+        keyed = [(self.data.samples[number], epoch) for epoch, number in stream[self.rank :: self.world]]
+        share = math.ceil(size / self.world)
+        micro = self.stage.micro_batch_size or share
+        parts = [keyed[i : i + micro] for i in range(0, share, micro)]
+        # As many passes in every process, or one would wait for another's parameters.
+        return [
+            self.data.collate(part) if part else unsupervised(self.data.collate(keyed[:1])) for part in parts
+        ]
+
+
+def unsupervised(batch: Batch) -> Batch:
+    """A batch of no sample: its rows go through the model, and no loss asks about them."""
+    none: dict[str, Any] = {"sample_ids": (), "captions": ((),) * len(batch.captions)}
+    if batch.labels_BL is not None:
+        none["labels_BL"] = torch.full_like(batch.labels_BL, IGNORE)
+    return replace(batch, **none)
 
 
 def _order(stage: Stage, data: StageData) -> Order:
@@ -107,7 +123,8 @@ class StageRun:
 
     def ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
         """Signal handler: finish the step that is under way; a second Ctrl-C does not wait."""
-        if self.stop:
+        # Launchers of several processes pass a Ctrl-C on that each of them got already.
+        if self.stop and self.accelerator.num_processes == 1:
             raise KeyboardInterrupt
         self.stop = True
 
@@ -119,12 +136,15 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
         Interrupted: A signal came; a checkpoint was written.
         VlmkitError: The loss or a gradient is not finite; names the samples.
     """
-    optimizer = torch.optim.AdamW(module.param_groups(stage), betas=stage.betas)
+    if resume:
+        checkpoint.load_tensors(resume, module)
+    trained = trained_copy(module, run.accelerator)
+    optimizer = torch.optim.AdamW(trained.param_groups(stage), betas=stage.betas)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     steps = total_steps(stage, len(data.samples))
-    start = int(checkpoint.load_checkpoint(resume, module, optimizer)["step"]) if resume else 0
+    wrapped, optimizer = run.accelerator.prepare(trained, optimizer)
+    start = int(checkpoint.load_checkpoint(resume, optimizer, run.accelerator)["step"]) if resume else 0
     run.metrics.rewind(stage.name, start)
-    wrapped, optimizer = run.accelerator.prepare(module, optimizer)
     wrapped.train()
     run.reporter.begin(stage.name, start, steps)
     with _stop_signals(run):
@@ -138,10 +158,13 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
             run.metrics.write({"stage": stage.name, "step": step + 1, **values})
             run.reporter.step(step + 1, values)
             due = stage.checkpoint_every and (step + 1) % stage.checkpoint_every == 0
-            if step + 1 == steps or due or run.stop:
-                _save(module, stage, optimizer, run, step + 1)
-            if run.stop:
+            stop = any_process(run.stop, run.accelerator)
+            if step + 1 == steps or due or stop:
+                saved = _save(trained, stage, optimizer, run, step + 1)
+            if stop:
                 raise Interrupted(f"stopped after step {step + 1} of stage {stage.name}; go on with --resume")
+    if trained is not module:
+        checkpoint.load_tensors(saved, module)
     run.reporter.end()
 
 
@@ -181,7 +204,8 @@ def _step(
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(wrapped):
-            losses = wrapped(batch.to(accelerator.device))
+            with accelerator.autocast():
+                losses = wrapped(batch.to(accelerator.device))
             for name, (total, _) in losses.items():
                 sums[name] += total.detach() / totals[name]
             loss = sum(weights[name] * total / totals[name] for name, (total, _) in losses.items())
@@ -189,17 +213,20 @@ def _step(
             accelerator.backward(loss * accelerator.num_processes)
     values = {name: float(accelerator.reduce(value)) for name, value in sums.items()}
     loss_value = sum(weights[name] * value for name, value in values.items())
-    norm = float(accelerator.clip_grad_norm_(wrapped.parameters(), run.clip))
+    norm = float(whole(accelerator.clip_grad_norm_(wrapped.parameters(), run.clip)))
     _refuse_non_finite(loss_value, norm, batches)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {"loss": loss_value, **values, "grad_norm": norm, **_counts(batches)}
+    return {"loss": loss_value, **values, "grad_norm": norm, **_counts(batches, accelerator)}
 
 
-def _counts(batches: list[Batch]) -> Values:
-    """What this process worked on: tokens of all rows, and images."""
+def _counts(batches: list[Batch], accelerator: Accelerator) -> Values:
+    """What all processes worked on: tokens of all rows, and images."""
+    batches = [batch for batch in batches if batch.sample_ids]
     tokens = sum(int((b.branches_BL >= 0).sum()) for b in batches if b.branches_BL is not None)
     images = sum(int((b.image_sizes[..., 0] > 0).sum()) for b in batches if b.image_sizes is not None)
+    own = torch.tensor([tokens, images], device=accelerator.device)
+    tokens, images = accelerator.reduce(own).tolist()
     return {"tokens": tokens, "images": images}
 
 
@@ -221,11 +248,13 @@ def _refuse_non_finite(loss: float, norm: float, batches: list[Batch]) -> None:
         )
 
 
-def _save(module: StageModule, stage: Stage, optimizer: Any, run: StageRun, step: int) -> None:
-    """A checkpoint under `checkpoints/`, by the main process; older ones go."""
+def _save(trained: nn.Module, stage: Stage, optimizer: Any, run: StageRun, step: int) -> Path:
+    """A checkpoint under `checkpoints/`, by the main process with what all hold; older ones go."""
+    path = run.run_dir / "checkpoints" / f"{stage.name}-step-{step:06d}"
+    inner = getattr(optimizer, "optimizer", optimizer)
+    state = {"stage": stage.name, "step": step}
+    checkpoint.save_checkpoint(path, trained, inner, state, run.accelerator)
     if run.accelerator.is_main_process:
-        path = run.run_dir / "checkpoints" / f"{stage.name}-step-{step:06d}"
-        inner = getattr(optimizer, "optimizer", optimizer)
-        checkpoint.save_checkpoint(path, module, inner, {"stage": stage.name, "step": step})
         checkpoint.rotate(run.run_dir, stage.name)
     run.accelerator.wait_for_everyone()
+    return path
