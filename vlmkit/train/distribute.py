@@ -6,7 +6,6 @@ only while it computes. What is written to disk is always whole, so any number o
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vlmkit.errors import UsageError
@@ -78,14 +77,6 @@ def _check_kind(accelerator: Accelerator) -> None:
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether processes hold shares of parameters."""
     return bool(accelerator.distributed_type == DistributedType.FSDP)
-
-
-def trained_copy(module: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """What to train: the module, or where it is about to be cut into shares a copy of it.
-
-    There is no way back from shares to a module; the stage's checkpoint brings the numbers back.
-    """
-    return copy.deepcopy(module) if is_sharded(accelerator) else module
 
 
 def home_device(accelerator: Accelerator) -> torch.device:

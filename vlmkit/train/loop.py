@@ -5,6 +5,7 @@ Every step is a function of (recipe, seed, step, stored state), so that a killed
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 import threading
@@ -28,7 +29,7 @@ from vlmkit.data.sample import Sample
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.objectives import IGNORE
 from vlmkit.recipe import Stage
-from vlmkit.train.distribute import any_process, trained_copy, whole
+from vlmkit.train.distribute import any_process, is_sharded, whole
 from vlmkit.train.grouping import GroupedOrder, rough_length
 from vlmkit.train.metrics import MetricsFile, Reporter
 from vlmkit.train.module import StageModule, batch_weight
@@ -80,9 +81,8 @@ class Steps(Dataset[list[Batch]]):
         micro = self.stage.micro_batch_size or share
         parts = [keyed[i : i + micro] for i in range(0, share, micro)]
         # As many passes in every process, or one would wait for another's parameters.
-        return [
-            self.data.collate(part) if part else unsupervised(self.data.collate(keyed[:1])) for part in parts
-        ]
+        collate = self.data.collate
+        return [collate(part) if part else unsupervised(collate(keyed[:1])) for part in parts]
 
 
 def unsupervised(batch: Batch) -> Batch:
@@ -138,7 +138,8 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
     """
     if resume:
         checkpoint.load_tensors(resume, module)
-    trained = trained_copy(module, run.accelerator)
+    # There is no way back from shares to a module: the last checkpoint brings the numbers back.
+    trained = copy.deepcopy(module) if is_sharded(run.accelerator) else module
     optimizer = torch.optim.AdamW(trained.param_groups(stage), betas=stage.betas)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     steps = total_steps(stage, len(data.samples))

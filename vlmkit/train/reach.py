@@ -6,36 +6,36 @@ gradient is none at all. DDP and FSDP wait for the gradient of every parameter t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from vlmkit.train.module import StageModule
-from vlmkit.train.stage import part_module
+from vlmkit.train.stage import PARTS, PartRow, part_module, trainable
 
 
-def freeze_unreached(module: StageModule) -> list[str]:
-    """Stop training what no loss can depend on; returns the names.
+def freeze_unreached(module: StageModule, rows: Sequence[PartRow]) -> list[PartRow]:
+    """Stop training what no loss can depend on; returns the table with the number of what does.
 
     Encoders are asked by a pass over one blank image. The language model and the connector are reached by
     `next_token` alone, and then as a whole.
 
     Args:
         module: With the stage applied.
+        rows: From `apply_stage`.
     """
     reached: set[int] = set()
     if any(p.requires_grad for p in module.vlm.encoders.parameters()):
         reached |= {id(p) for p in leaves(_read_by_objectives(module))}
     if "next_token" in module.weights:
-        for part in ("connector", "llm"):
+        for part in PARTS[1:]:
             reached |= {id(p) for p in part_module(module.vlm, part).parameters()}
-    names = []
-    for name, parameter in module.vlm.named_parameters():
+    for parameter in module.vlm.parameters():
         if parameter.requires_grad and id(parameter) not in reached:
             parameter.requires_grad_(False)
-            names.append(name)
-    return names
+    return [replace(row, trainable=trainable(part_module(module.vlm, row.part))) for row in rows]
 
 
 def _read_by_objectives(module: StageModule) -> list[Tensor]:

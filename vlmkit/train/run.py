@@ -95,15 +95,13 @@ def train_recipe(
         done = stage.name in manifest["stages_done"]
         encode = shared.features(model, stage, data[number]) if shared is not None and not done else None
         module = StageModule(model, stage, encode).to(device)
-        unreached = freeze_unreached(module)
+        rows = freeze_unreached(module, rows)
         own_randomness(recipe.seed + number, accelerator)
         found = checkpoint.latest_checkpoint(run_dir, stage.name)
         if done:
             checkpoint.load_tensors(_there(found, run_dir, stage), module)
         else:
             reporter.stage(stage.name, rows, reason)
-            if unreached:
-                reporter.note(_left_alone(stage, unreached))
             run = StageRun(run_dir, accelerator, metrics, reporter, stage.clip, stage.workers)
             train = partial(run_stage, module, stage, data[number], run, found)
             if shared is None:
@@ -121,11 +119,6 @@ def train_recipe(
         _save_run(model, run_dir, manifest)
     accelerator.wait_for_everyone()
     return _evaluated(recipe, model, manifest, reporter)
-
-
-def _left_alone(stage: Stage, names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"stage {stage.name}: its objective does not reach {', '.join(names[:3])}{more}; they stay as they are"
 
 
 def _there(found: Path | None, run_dir: Path, stage: Stage) -> Path:
