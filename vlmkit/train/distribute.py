@@ -44,20 +44,19 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     # The state outlives a run, and would refuse a second one in the same process in another precision.
     AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
-    if _is_told("ACCELERATE_USE_FSDP") and accelerator.distributed_type == DistributedType.MULTI_CPU:
-        # accelerate knows FSDP on GPUs and their like; torch shards on CPUs in the same way.
+    told = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    plugin = FullyShardedDataParallelPlugin() if told else None
+    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu, fsdp_plugin=plugin)
+    if plugin is not None and accelerator.distributed_type != DistributedType.NO:
+        # accelerate sets both on GPUs, and in a process's first run; torch shards on CPUs as well.
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         accelerator.state.distributed_type = DistributedType.FSDP
-        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        accelerator.state.fsdp_plugin = plugin
     _check_kind(accelerator)
     if is_sharded(accelerator):
         # Autocast computes in bfloat16, as it does without shards; parameters stay float32.
         accelerator.state.fsdp_plugin.mixed_precision_policy = None
     return accelerator
-
-
-def _is_told(name: str) -> bool:
-    return os.environ.get(name, "false").lower() == "true"
 
 
 def _check_kind(accelerator: Accelerator) -> None:

@@ -146,6 +146,7 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
     wrapped, optimizer = run.accelerator.prepare(trained, optimizer)
     start = int(checkpoint.load_checkpoint(resume, optimizer, run.accelerator)["step"]) if resume else 0
     run.metrics.rewind(stage.name, start)
+    saved = resume
     wrapped.train()
     run.reporter.begin(stage.name, start, steps)
     with _stop_signals(run):
@@ -164,7 +165,7 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
                 saved = _save(trained, stage, optimizer, run, step + 1)
             if stop:
                 raise Interrupted(f"stopped after step {step + 1} of stage {stage.name}; go on with --resume")
-    if trained is not module:
+    if trained is not module and saved is not None:
         checkpoint.load_tensors(saved, module)
     run.reporter.end()
 

@@ -1,0 +1,106 @@
+"""One process of several: trains stages as a list of jobs says, and leaves gradients and checkpoints.
+
+Started by test_distributed.py with a file of jobs and a folder. The samples lie so that of two processes the
+second one gets text alone.
+"""
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from vlmkit.assemble import assemble
+from vlmkit.data.collate import Collator, TextRules
+from vlmkit.data.prompts import PROMPTS
+from vlmkit.data.sample import IMAGE, Message, Sample
+from vlmkit.recipe import Recipe
+from vlmkit.train.distribute import make_accelerator, whole
+from vlmkit.train.loop import StageData, StageRun, run_stage
+from vlmkit.train.metrics import MetricsFile, Silent
+from vlmkit.train.module import StageModule
+from vlmkit.train.reach import freeze_unreached
+from vlmkit.train.schedule import permutation
+from vlmkit.train.stage import apply_stage
+
+SAMPLES = 8
+QUESTIONS = [("what color is it?", "red"), ("say yes", "yes"), ("how many images are there?", "two of them")]
+
+
+def sample(place):
+    """At even places one to three questions about an image, at odd ones a question without any."""
+    if place % 2:
+        return Sample(f"text{place}", (), (conversation((), "what is one and one?", "two " * place),))
+    png = io.BytesIO()
+    pixels = np.random.default_rng(place).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(png, "png")
+    asked = tuple(conversation((IMAGE,), *pair) for pair in QUESTIONS[: 1 + place // 2 % 3])
+    return Sample(f"image{place}", (png.getvalue(),), asked)
+
+
+def conversation(images, question, answer):
+    return Message("user", (*images, question)), Message("assistant", (answer,))
+
+
+def samples():
+    """So that position p of the first epoch is `sample(p)`."""
+    ordered = [None] * SAMPLES
+    for place, number in enumerate(permutation(SAMPLES, 0, 0)):
+        ordered[number] = sample(place)
+    return ordered
+
+
+def run_job(recipe, job, folder):
+    """Train a stage; the last step's gradients, by parameter, are left beside its checkpoints."""
+    os.environ |= {"ACCELERATE_USE_FSDP": str(job.get("sharded", False)), "FSDP_VERSION": "2"}
+    os.environ["FSDP_AUTO_WRAP_POLICY"] = "TRANSFORMER_BASED_WRAP"
+    recipe = Recipe.model_validate(recipe)
+    stage = recipe.stages[0].model_copy(update=job.get("stage", {}))
+    into = folder / job["name"]
+    into.mkdir(exist_ok=True)
+    model = assemble(recipe)
+    accelerator = make_accelerator("no")
+    rows = apply_stage(model, stage)
+    module = StageModule(model, stage)
+    freeze_unreached(module, rows)
+    p = model.processor
+    rules = TextRules(
+        p.tokenizer, PROMPTS["chat_template"], p.count_fitted, p.image_token_id, pack=stage.pack
+    )
+    data = StageData(samples(), Collator(p.specs, rules), seed=0)
+    metrics = MetricsFile(into / "metrics.jsonl", accelerator.is_main_process)
+    seen = {}
+
+    def keep(optimizer, args, kwargs):
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        assert all(p.grad is not None for p in params), "a parameter that trains was not touched"
+        kinds = {type(p).__name__ for p in params}
+        assert kinds == ({"DTensor"} if job.get("sharded") else {"Parameter"}), kinds
+        seen.update({str(i): whole(p.grad).clone().contiguous() for i, p in enumerate(params)})
+
+    handle = register_optimizer_step_pre_hook(keep)
+    resume = Path(job["resume"]) if "resume" in job else None
+    run_stage(module, stage, data, StageRun(into, accelerator, metrics, Silent(), stage.clip), resume)
+    handle.remove()
+    if accelerator.is_main_process:
+        save_file(seen, into / "gradients.safetensors")
+        after = {n: p.detach().contiguous() for n, p in module.named_parameters() if p.requires_grad}
+        save_file({n: t.clone() for n, t in after.items()}, into / "after.safetensors")
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+
+
+def main(file, folder):
+    torch.set_num_threads(1)
+    for job in json.loads(Path(file).read_text()):
+        run_job(job["recipe"], job, Path(folder))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
