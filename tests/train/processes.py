@@ -7,6 +7,7 @@ second one gets text alone.
 import io
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -20,9 +21,10 @@ from vlmkit.assemble import assemble
 from vlmkit.data.collate import Collator, TextRules
 from vlmkit.data.prompts import PROMPTS
 from vlmkit.data.sample import IMAGE, Message, Sample
+from vlmkit.errors import UsageError
 from vlmkit.recipe import Recipe
 from vlmkit.train.distribute import make_accelerator, whole
-from vlmkit.train.loop import StageData, StageRun, run_stage
+from vlmkit.train.loop import Interrupted, StageData, StageRun, run_stage
 from vlmkit.train.metrics import MetricsFile, Silent
 from vlmkit.train.module import StageModule
 from vlmkit.train.reach import freeze_unreached
@@ -41,7 +43,7 @@ def sample(place):
     pixels = np.random.default_rng(place).integers(0, 256, (16, 16, 3), np.uint8)
     Image.fromarray(pixels).save(png, "png")
     asked = tuple(conversation((IMAGE,), *pair) for pair in QUESTIONS[: 1 + place // 2 % 3])
-    return Sample(f"image{place}", (png.getvalue(),), asked)
+    return Sample(f"image{place}", (png.getvalue(),), asked, (f"picture {place}",))
 
 
 def conversation(images, question, answer):
@@ -56,23 +58,49 @@ def samples():
     return ordered
 
 
+class Tower:
+    """A text tower in which each text is a random direction."""
+
+    embed_dim = 8
+
+    def embed(self, texts):
+        seeds = (torch.Generator().manual_seed(ord(text[-1])) for text in texts)
+        return torch.stack([torch.randn(self.embed_dim, generator=seed) for seed in seeds])
+
+
+def rough(model):
+    """Weights with which each part matters: no gate that is shut."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    model.vision_encoder._text_tower = Tower()
+    return model
+
+
 def run_job(recipe, job, folder):
     """Train a stage; the last step's gradients, by parameter, are left beside its checkpoints."""
-    os.environ |= {"ACCELERATE_USE_FSDP": str(job.get("sharded", False)), "FSDP_VERSION": "2"}
+    os.environ |= {
+        "ACCELERATE_USE_FSDP": str(job.get("sharded", False)),
+        "FSDP_VERSION": job.get("version", "2"),
+    }
     os.environ["FSDP_AUTO_WRAP_POLICY"] = "TRANSFORMER_BASED_WRAP"
     recipe = Recipe.model_validate(recipe)
     stage = recipe.stages[0].model_copy(update=job.get("stage", {}))
     into = folder / job["name"]
     into.mkdir(exist_ok=True)
-    model = assemble(recipe)
-    accelerator = make_accelerator("no")
+    model = rough(assemble(recipe))
+    try:
+        accelerator = make_accelerator("no")
+    except UsageError as error:
+        (into / "refused.txt").write_text(str(error))
+        return
     rows = apply_stage(model, stage)
     module = StageModule(model, stage)
     freeze_unreached(module, rows)
     p = model.processor
-    rules = TextRules(
-        p.tokenizer, PROMPTS["chat_template"], p.count_fitted, p.image_token_id, pack=stage.pack
-    )
+    prompt = PROMPTS["chat_template"]
+    rules = TextRules(p.tokenizer, prompt, p.count_fitted, p.image_token_id, pack=stage.pack)
     data = StageData(samples(), Collator(p.specs, rules), seed=0)
     metrics = MetricsFile(into / "metrics.jsonl", accelerator.is_main_process)
     seen = {}
@@ -82,11 +110,18 @@ def run_job(recipe, job, folder):
         assert all(p.grad is not None for p in params), "a parameter that trains was not touched"
         kinds = {type(p).__name__ for p in params}
         assert kinds == ({"DTensor"} if job.get("sharded") else {"Parameter"}), kinds
+        if job.get("stop") and accelerator.process_index == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
         seen.update({str(i): whole(p.grad).clone().contiguous() for i, p in enumerate(params)})
 
     handle = register_optimizer_step_pre_hook(keep)
     resume = Path(job["resume"]) if "resume" in job else None
-    run_stage(module, stage, data, StageRun(into, accelerator, metrics, Silent(), stage.clip), resume)
+    run = StageRun(into, accelerator, metrics, Silent(), stage.clip)
+    try:
+        run_stage(module, stage, data, run, resume)
+        assert not job.get("stop"), "the signal to the second process was not seen"
+    except Interrupted:
+        assert job.get("stop") and accelerator.is_main_process != run.stop
     handle.remove()
     if accelerator.is_main_process:
         save_file(seen, into / "gradients.safetensors")
