@@ -99,8 +99,8 @@ def run_job(recipe, job, folder):
     module = StageModule(model, stage)
     freeze_unreached(module, rows)
     p = model.processor
-    prompt = PROMPTS["chat_template"]
-    rules = TextRules(p.tokenizer, prompt, p.count_fitted, p.image_token_id, pack=stage.pack)
+    asks = {"pack": stage.pack, "questions": p.connector.reads_text}
+    rules = TextRules(p.tokenizer, PROMPTS["chat_template"], p.count_fitted, p.image_token_id, **asks)
     data = StageData(samples(), Collator(p.specs, rules), seed=0)
     metrics = MetricsFile(into / "metrics.jsonl", accelerator.is_main_process)
     seen = {}
@@ -122,7 +122,8 @@ def run_job(recipe, job, folder):
         assert not job.get("stop"), "the signal to the second process was not seen"
     except Interrupted:
         assert job.get("stop") and accelerator.is_main_process != run.stop
-    handle.remove()
+    finally:
+        handle.remove()
     if accelerator.is_main_process:
         save_file(seen, into / "gradients.safetensors")
         after = {n: p.detach().contiguous() for n, p in module.named_parameters() if p.requires_grad}
