@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vlmkit.errors import UsageError, VlmkitError
+from vlmkit.train.distribute import load_optimizer, of_every_process, whole, whole_optimizer
 
 MANIFEST = "vlmkit.json"
 # Of a model of ours, in its config.json; see `VLMConfig`.
@@ -141,34 +143,56 @@ def building(final: Path) -> Iterator[Path]:
 
 
 def save_checkpoint(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+    path: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    accelerator: Accelerator,
 ) -> None:
     """Write a checkpoint; it appears under its name only when it is whole.
+
+    Every process calls it, for parts of tensors and its own random state; the main one writes. Tensors are
+    written whole, so that any number of processes goes on.
 
     Args:
         path: `.../checkpoints/STAGE-step-N`.
         module: Holds the trained parameters.
         optimizer: Its state is stored.
         state: Stage, step and what else the loop needs, as JSON values.
+        accelerator: The processes.
     """
-    tensors = {name: t.contiguous().cpu() for name, t in trained_tensors(module).items()}
+    writes, tensors = accelerator.is_main_process, {}
+    for name, tensor in trained_tensors(module).items():
+        complete = whole(tensor)
+        if writes:
+            tensors[name] = complete.contiguous().cpu()
+    moments = whole_optimizer(optimizer, writes)
+    random = of_every_process(_random_state(), accelerator)
+    if not writes:
+        return
     with building(path) as partial:
         save_file(tensors, partial / "trained.safetensors")
-        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
-        torch.save(_random_state(), partial / "random.pt")
+        torch.save(moments, partial / "optimizer.pt")
+        torch.save(random, partial / "random.pt")
         write_json(partial / "state.json", {**state, "tensors": sorted(tensors)})
 
 
-def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore what `save_checkpoint` wrote, and return its state.
+def load_checkpoint(path: Path, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> dict[str, Any]:
+    """Restore the optimiser and the random state that `save_checkpoint` wrote, and return its state.
 
-    Raises:
-        VlmkitError: The checkpoint's tensors are not the ones that train now; names them.
+    The trained tensors are restored before, by `load_tensors`: an optimiser of shares needs them cut. A
+    process that the writer did not have keeps the random state it has.
+
+    Args:
+        path: The checkpoint.
+        optimizer: Over the parameters in the order in which they were when it was written.
+        accelerator: The processes; others than those that wrote it may load it.
     """
-    load_tensors(path, module)
     state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
-    _set_random_state(torch.load(path / "random.pt", weights_only=True))
+    load_optimizer(optimizer, torch.load(path / "optimizer.pt", weights_only=True))
+    random = torch.load(path / "random.pt", weights_only=True)
+    if accelerator.process_index < len(random):
+        _set_random_state(random[accelerator.process_index])
     return state
 
 

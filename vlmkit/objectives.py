@@ -80,7 +80,8 @@ class ContrastiveHead(nn.Module):
 
     def __init__(self, scale: float = 20.0, max_scale: float = 100.0) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        # One number in a row: FSDP cuts tensors along a dimension, and would refuse one without any.
+        self.log_scale = nn.Parameter(torch.tensor([math.log(scale)]))
         self.max_scale = max_scale
 
     def forward(self, pooled_BE: Tensor, text_UE: Tensor, positive_BU: Tensor) -> tuple[Tensor, Tensor]:

@@ -172,7 +172,7 @@ def test_a_recipe_is_checked_down_to_the_sources(block):
 
 
 def test_a_run_shows_the_shares_and_any_step_can_be_the_first(block, tmp_path, tiny_recipe):
-    from vlmkit.train.loop import StageData, Steps
+    from vlmkit.train.steps import StageData, Steps
 
     given = [
         {"name": "seen", "data": block(6, image=True), "weight": 3},

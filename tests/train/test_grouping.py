@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 
 from vlmkit.train.grouping import GroupedOrder, rough_length
-from vlmkit.train.loop import StageData, Steps
 from vlmkit.train.schedule import Order
+from vlmkit.train.steps import StageData, Steps
 
 
 def lengths(images, texts):

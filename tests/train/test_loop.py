@@ -9,11 +9,12 @@ from accelerate import Accelerator
 
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.train import precision
-from vlmkit.train.loop import StageData, StageRun, Steps, _step
+from vlmkit.train.loop import StageRun, _step
 from vlmkit.train.metrics import MetricsFile, Silent, read_metrics
 from vlmkit.train.module import StageModule, batch_weight
 from vlmkit.train.run import train_recipe
 from vlmkit.train.stage import apply_stage
+from vlmkit.train.steps import StageData, Steps
 
 
 def mean_loss(module, batch):

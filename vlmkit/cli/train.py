@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.overrides, check_blocks)
     from vlmkit.cli.console import TrainConsole
     from vlmkit.tiny import tiny_runs
+    from vlmkit.train.distribute import process_state
     from vlmkit.train.loop import Interrupted
     from vlmkit.train.run import train_recipe
 
@@ -52,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
             for source in before:
                 train_recipe(source, True, console)
             run = train_recipe(last, args.resume, console, args.share, args.share_limit)
-            console.summary(run)
+            if process_state().is_main_process:
+                console.summary(run)
         except KeyboardInterrupt:
             # Outside the steps (saving, evaluating), where nothing is lost: every checkpoint is there.
             raise Interrupted(f"interrupted; {last.run_dir} goes on with --resume") from None

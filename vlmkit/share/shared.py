@@ -18,7 +18,7 @@ from vlmkit.share.features import FeatureFile, StoredFeatures, image_bytes
 from vlmkit.share.lock import Tell, one_at_a_time
 from vlmkit.share.stages import StageWork, keep, stage_key, take
 from vlmkit.share.tokens import SharedRows
-from vlmkit.train.loop import StageData
+from vlmkit.train.steps import StageData
 from vlmkit.vlm import VLM
 
 GIGABYTE = 1e9

@@ -24,9 +24,10 @@ from vlmkit.objectives import objective_weights
 from vlmkit.recipe import Recipe, Stage
 from vlmkit.share import keys
 from vlmkit.share.features import StoredFeatures
-from vlmkit.train.loop import StageData, StageRun
+from vlmkit.train.loop import StageRun
 from vlmkit.train.metrics import read_metrics
 from vlmkit.train.module import StageModule
+from vlmkit.train.steps import StageData
 
 # Settings that change no number: the samples themselves are in the key, not where they come from.
 FREE = ("data", "workers", "checkpoint_every")

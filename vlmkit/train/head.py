@@ -56,7 +56,7 @@ class SupervisedHead:
             logits_SW = decode().logits[0]
         (hidden_SD,) = kept
         if not chunked:
-            if self._plain is None:
+            if self._plain is None and len(targets_S):
                 self._plain = self._does_nothing_after(hidden_SD, logits_SW)
             return _weighted(logits_SW, targets_S, weights_S), weights_S.sum()
         # The one row of logits that the model made keeps its graph whole, at no weight.

@@ -5,119 +5,41 @@ Every step is a function of (recipe, seed, step, stored state), so that a killed
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
+from torch.utils.data import DataLoader
 
 from vlmkit import checkpoint
 from vlmkit.data.batch import Batch
-from vlmkit.data.collate import Collator, Prepared
-from vlmkit.data.formats.mixture import Mixture
-from vlmkit.data.problems import kind_of
-from vlmkit.data.sample import Sample, Skipped, readable
-from vlmkit.errors import UsageError, VlmkitError
+from vlmkit.errors import VlmkitError
 from vlmkit.recipe import Stage
-from vlmkit.train.grouping import GroupedOrder, rough_length
-from vlmkit.train.metrics import MetricsFile, Reporter, read_metrics
+from vlmkit.train.distribute import any_process, is_sharded, whole
+from vlmkit.train.metrics import MetricsFile, Reporter
 from vlmkit.train.module import StageModule, batch_weight
-from vlmkit.train.schedule import Order, epoch_length, lr_factor, total_steps
+from vlmkit.train.schedule import epoch_length, lr_factor, total_steps
+from vlmkit.train.skipped import SKIPPED, tell_skipped, write_skipped
+from vlmkit.train.steps import StageData, Steps
 
 Values = dict[str, float]
-# Beside metrics.jsonl, in stages with on_bad_sample: skip.
-SKIPPED = "skipped.jsonl"
 
 
 class Interrupted(VlmkitError):
     """Ctrl-C or a termination signal: a checkpoint was written."""
 
     exit_code = 130
-
-
-@dataclass(frozen=True)
-class StageData:
-    """What a stage trains on.
-
-    Attributes:
-        samples: All of them.
-        collate: Samples to a batch.
-        seed: Of the order.
-    """
-
-    samples: Sequence[Sample]
-    collate: Collator
-    seed: int
-
-
-class Steps(Dataset[list[Batch]]):
-    """Step number to this process's micro-batches: a map-style data set, so that workers need no state."""
-
-    def __init__(self, stage: Stage, data: StageData, rank: int, world: int) -> None:
-        if stage.batch_size < world:
-            raise UsageError(
-                f"stage {stage.name!r}: batch_size {stage.batch_size} is below {world} processes; raise it"
-            )
-        self.stage = stage
-        self.data = data
-        self.rank = rank
-        self.world = world
-        self.order = _order(stage, data)
-
-    def __getitem__(self, step: int) -> list[Batch]:
-        size = self.stage.batch_size
-        stream = [self.order[p] for p in range(step * size, (step + 1) * size)][self.rank :: self.world]
-        if self.stage.on_bad_sample == "skip":
-            return self._without_bad(step, stream)
-        keyed = [(self.data.samples[number], epoch) for epoch, number in stream]
-        micro = self.stage.micro_batch_size or len(keyed)
-        return [self.data.collate(keyed[i : i + micro]) for i in range(0, len(keyed), micro)]
-
-    def _without_bad(self, step: int, stream: Sequence[tuple[int, int]]) -> list[Batch]:
-        """The step without samples that cannot be used; nothing takes their place.
-
-        The loss is normalised by what is supervised in the step, so what is left weighs as if alone.
-        """
-        ready: list[Prepared] = []
-        skipped: list[Skipped] = []
-        for epoch, number in stream:
-            name = f"row {number}"
-            try:
-                sample = self.data.samples[number]
-                name = sample.id
-                ready.append(self.data.collate.prepare(sample, epoch))
-            except VlmkitError as error:
-                skipped.append(Skipped(name, kind_of(error), str(error)))
-        if not ready:
-            raise VlmkitError(
-                f"stage {self.stage.name!r}, step {step + 1}: every sample of the step was skipped, the "
-                f"first because: {skipped[0].message}; vlmkit data check lists them all"
-            )
-        micro = self.stage.micro_batch_size or len(ready)
-        batches = [self.data.collate.batch(ready[i : i + micro]) for i in range(0, len(ready), micro)]
-        return [replace(batches[0], skipped=tuple(skipped)), *batches[1:]]
-
-
-def _order(stage: Stage, data: StageData) -> Order:
-    """The stage's data order; grouping reads every sample's text once."""
-    shares = data.samples.shares if isinstance(data.samples, Mixture) else ()
-    if stage.group == "modality_length":
-        # A row that cannot be read keeps its place in the order, and is skipped there.
-        samples = readable(data.samples) if stage.on_bad_sample == "skip" else data.samples
-        lengths = (rough_length(sample) if sample else (0, 0) for sample in samples)
-        return GroupedOrder(lengths, stage.batch_size, data.seed, shares)
-    return Order(len(data.samples), data.seed, shares)
 
 
 @dataclass
@@ -143,7 +65,8 @@ class StageRun:
 
     def ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
         """Signal handler: finish the step that is under way; a second Ctrl-C does not wait."""
-        if self.stop:
+        # Launchers of several processes pass a Ctrl-C on that each of them got already.
+        if self.stop and self.accelerator.num_processes == 1:
             raise KeyboardInterrupt
         self.stop = True
 
@@ -155,14 +78,19 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
         Interrupted: A signal came; a checkpoint was written.
         VlmkitError: The loss or a gradient is not finite; names the samples.
     """
-    optimizer = torch.optim.AdamW(module.param_groups(stage), betas=stage.betas)
+    if resume:
+        checkpoint.load_tensors(resume, module)
+    # There is no way back from shares to a module: the last checkpoint brings the numbers back.
+    trained = copy.deepcopy(module) if is_sharded(run.accelerator) else module
+    optimizer = torch.optim.AdamW(trained.param_groups(stage), betas=stage.betas)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     steps = total_steps(stage, epoch_length(data.samples))
-    start = int(checkpoint.load_checkpoint(resume, module, optimizer)["step"]) if resume else 0
+    wrapped, optimizer = run.accelerator.prepare(trained, optimizer)
+    start = int(checkpoint.load_checkpoint(resume, optimizer, run.accelerator)["step"]) if resume else 0
     run.metrics.rewind(stage.name, start)
     left_out = MetricsFile(run.run_dir / SKIPPED, run.accelerator.is_main_process)
     left_out.rewind(stage.name, start)
-    wrapped, optimizer = run.accelerator.prepare(module, optimizer)
+    saved = resume
     wrapped.train()
     run.reporter.begin(stage.name, start, steps)
     with _stop_signals(run):
@@ -175,33 +103,20 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
             took = time.perf_counter() - began
             values |= {"lr": factor, **_seconds(took, stored, module.stored_seconds)}
             if stage.on_bad_sample == "skip":
-                values["skipped"] = _write_skipped(batches[0].skipped, left_out, stage.name, step + 1)
+                own = batches[0].skipped
+                values["skipped"] = write_skipped(own, left_out, stage, step + 1, run.accelerator)
             run.metrics.write({"stage": stage.name, "step": step + 1, **values})
             run.reporter.step(step + 1, values)
             due = stage.checkpoint_every and (step + 1) % stage.checkpoint_every == 0
-            if step + 1 == steps or due or run.stop:
-                _save(module, stage, optimizer, run, step + 1)
-            if run.stop:
+            stop = any_process(run.stop, run.accelerator)
+            if step + 1 == steps or due or stop:
+                saved = _save(trained, stage, optimizer, run, step + 1)
+            if stop:
                 raise Interrupted(f"stopped after step {step + 1} of stage {stage.name}; go on with --resume")
+    if trained is not module and saved is not None:
+        checkpoint.load_tensors(saved, module)
     run.reporter.end()
-    _tell_skipped(left_out, stage.name, run.reporter)
-
-
-def _write_skipped(own: Sequence[Skipped], file: MetricsFile, stage: str, step: int) -> int:
-    """List what all processes left out of a step; returns how many."""
-    skipped: list[Skipped] = gather_object(list(own))
-    for sample in skipped:
-        file.write({"stage": stage, "step": step, **asdict(sample)})
-    return len(skipped)
-
-
-def _tell_skipped(file: MetricsFile, stage: str, reporter: Reporter) -> None:
-    if not file.active or not file.path.exists():
-        return
-    kinds = Counter(row["kind"] for row in read_metrics(file.path) if row["stage"] == stage)
-    if kinds:
-        counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        reporter.note(f"stage {stage}: {kinds.total()} samples were skipped ({counted}); see {file.path}")
+    tell_skipped(left_out, stage.name, run.reporter)
 
 
 def _batches(
@@ -240,7 +155,8 @@ def _step(
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(wrapped):
-            losses = wrapped(batch.to(accelerator.device))
+            with accelerator.autocast():
+                losses = wrapped(batch.to(accelerator.device))
             for name, (total, _) in losses.items():
                 sums[name] += total.detach() / totals[name]
             loss = sum(weights[name] * total / totals[name] for name, (total, _) in losses.items())
@@ -248,11 +164,11 @@ def _step(
             accelerator.backward(loss * accelerator.num_processes)
     values = {name: float(accelerator.reduce(value)) for name, value in sums.items()}
     loss_value = sum(weights[name] * value for name, value in values.items())
-    norm = float(accelerator.clip_grad_norm_(wrapped.parameters(), run.clip))
+    norm = float(whole(accelerator.clip_grad_norm_(wrapped.parameters(), run.clip)))
     _refuse_non_finite(loss_value, norm, batches)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {"loss": loss_value, **values, "grad_norm": norm, **_counts(batches)}
+    return {"loss": loss_value, **values, "grad_norm": norm, **_counts(batches, accelerator)}
 
 
 def _seconds(took: float, before: float | None, after: float | None) -> Values:
@@ -262,10 +178,13 @@ def _seconds(took: float, before: float | None, after: float | None) -> Values:
     return {"seconds": took - (after - before), "features_seconds": after - before}
 
 
-def _counts(batches: list[Batch]) -> Values:
-    """What this process worked on: tokens of all rows, and images."""
+def _counts(batches: list[Batch], accelerator: Accelerator) -> Values:
+    """What all processes worked on: tokens of all rows, and images."""
+    batches = [batch for batch in batches if batch.sample_ids]
     tokens = sum(int((b.branches_BL >= 0).sum()) for b in batches if b.branches_BL is not None)
     images = sum(int((b.image_sizes[..., 0] > 0).sum()) for b in batches if b.image_sizes is not None)
+    own = torch.tensor([tokens, images], device=accelerator.device)
+    tokens, images = accelerator.reduce(own).tolist()
     return {"tokens": tokens, "images": images}
 
 
@@ -287,11 +206,13 @@ def _refuse_non_finite(loss: float, norm: float, batches: list[Batch]) -> None:
         )
 
 
-def _save(module: StageModule, stage: Stage, optimizer: Any, run: StageRun, step: int) -> None:
-    """A checkpoint under `checkpoints/`, by the main process; older ones go."""
+def _save(trained: nn.Module, stage: Stage, optimizer: Any, run: StageRun, step: int) -> Path:
+    """A checkpoint under `checkpoints/`, by the main process with what all hold; older ones go."""
+    path = run.run_dir / "checkpoints" / f"{stage.name}-step-{step:06d}"
+    inner = getattr(optimizer, "optimizer", optimizer)
+    state = {"stage": stage.name, "step": step}
+    checkpoint.save_checkpoint(path, trained, inner, state, run.accelerator)
     if run.accelerator.is_main_process:
-        path = run.run_dir / "checkpoints" / f"{stage.name}-step-{step:06d}"
-        inner = getattr(optimizer, "optimizer", optimizer)
-        checkpoint.save_checkpoint(path, module, inner, {"stage": stage.name, "step": step})
         checkpoint.rotate(run.run_dir, stage.name)
     run.accelerator.wait_for_everyone()
+    return path

@@ -48,7 +48,7 @@ class StageModule(nn.Module):
         """Each objective's (sum of losses, weight) on a batch that is on the model's device."""
         images = self._features(batch)
         # A process whose rows have no image must still touch the parameters that other processes' images do.
-        features = images or self._dummy_features()
+        features = images or self.blank_features()
         losses = {}
         if "next_token" in self.weights:
             losses["next_token"] = self._next_token(batch, images, features)
@@ -67,7 +67,7 @@ class StageModule(nn.Module):
         assert batch.image_sizes is not None
         return self.encode(batch.pixel_values, batch.image_sizes)
 
-    def _dummy_features(self) -> list[VisionFeatures]:
+    def blank_features(self) -> list[VisionFeatures]:
         """Of one black image."""
         return self.vlm.encode_images(*self._dummy_image())
 
@@ -86,10 +86,13 @@ class StageModule(nn.Module):
             read = self.vlm.read_blank(ids_BL, features, self._dummy_image()[1], questions_BQ)
         else:
             read = self.vlm.read(ids_BL, images, batch.image_sizes, questions_BQ)
+        # Not every image has the tokens that layouts and marks write: another process's may.
+        untouched = [0.0 * token_D.sum() for token_D in self.vlm.splice.parameters()]
         placed = {"position_ids": batch.positions_BL, "use_cache": False}
-        return self.head.loss(
+        loss, weight = self.head.loss(
             lambda: self.vlm.decode(read, batch.branches_BL, **placed), batch.labels_BL, batch.weights_BL
         )
+        return sum(untouched, loss), weight
 
     def _contrastive(self, batch: Batch, features: list[VisionFeatures]) -> tuple[Tensor, Tensor]:
         """Each row's first image against the captions of the batch; zero where no image has a caption."""
@@ -98,7 +101,7 @@ class StageModule(nn.Module):
         assert pooled_IE is not None, "check_fit refuses encoders without a retrieval space"
         rows, first = captioned_rows(batch)
         if not rows:
-            zero = 0.0 * (pooled_IE.sum() + self.contrastive.log_scale)
+            zero = 0.0 * (pooled_IE.sum() + self.contrastive.log_scale.sum())
             return zero, zero.detach()
         distinct, positive_BU = caption_targets(tuple(batch.captions[row] for row in rows))
         tower = self.vlm.vision_encoder.text_tower()
@@ -107,6 +110,13 @@ class StageModule(nn.Module):
         text_UE = torch.cat([tower.embed([caption]) for caption in distinct]).to(pooled_IE.device)
         loss, weight = self.contrastive(pooled_IE[first], text_UE, positive_BU.to(pooled_IE.device))
         return loss, weight
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Classes of layers that FSDP keeps as one share each: those of the language model."""
+        named = getattr(self.vlm.language_model, "_no_split_modules", None) or ()
+        there = {type(module).__name__ for module in self.modules()}
+        return [name for name in named if name in there]
 
     def train(self, mode: bool = True) -> Self:
         """Switch dropout and batch statistics on, in the parts that train: a frozen part stays as it is."""

@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
 
 import vlmkit
 from vlmkit import checkpoint
@@ -25,11 +23,14 @@ from vlmkit.quantize import dequantize
 from vlmkit.recipe import Recipe, Stage
 from vlmkit.share import SHARE_LIMIT
 from vlmkit.share.shared import Shared, StageWork
-from vlmkit.train.loop import StageData, StageRun, run_stage
+from vlmkit.train.distribute import home_device, make_accelerator, own_randomness, process_state
+from vlmkit.train.loop import StageRun, run_stage
 from vlmkit.train.metrics import MetricsFile, Reporter, Silent, plot_metrics, require_plots
 from vlmkit.train.module import StageModule
 from vlmkit.train.precision import mixed_precision
+from vlmkit.train.reach import freeze_unreached
 from vlmkit.train.stage import apply_stage, finish_stage
+from vlmkit.train.steps import StageData
 from vlmkit.vlm import VLM
 
 
@@ -39,7 +40,7 @@ class TrainedRun:
 
     Attributes:
         path: Its directory, for `VLM.from_pretrained`.
-        report: What the evaluation found; None without one.
+        report: What the evaluation found; None without one, and in all processes but the main one.
     """
 
     path: Path
@@ -66,17 +67,18 @@ def train_recipe(
         UsageError: The run directory holds another run, or one and `resume` is not set.
         Interrupted: A signal came; a checkpoint was written.
     """
-    reporter = reporter or Silent()
+    state = process_state()
+    # One voice, that of the process which writes.
+    reporter = reporter if reporter is not None and state.is_main_process else Silent()
     run_dir = recipe.run_dir
     manifest = _look_for_run(recipe, resume)
     if manifest is not None and manifest["finished"]:
         return _evaluated(recipe, None, manifest, reporter)
-    mixed, reason = mixed_precision(recipe.precision, PartialState().device)
-    # The state outlives a run, and would refuse a second one in the same process in another precision.
-    AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision=mixed)
+    mixed, reason = mixed_precision(recipe.precision, state.device)
+    accelerator = make_accelerator(mixed)
     shared = Shared(share, share_limit, accelerator, reporter.note) if share is not None else None
-    model = assemble(recipe).to(accelerator.device)
+    device = home_device(accelerator)
+    model = assemble(recipe).to(device)
     check_fit(recipe, model)
     # Everything that can be missing is looked for before the first step, not after hours of them.
     data = [_stage_data(recipe, stage, model, shared) for stage in recipe.stages]
@@ -92,7 +94,9 @@ def train_recipe(
         rows = apply_stage(model, stage)
         done = stage.name in manifest["stages_done"]
         encode = shared.features(model, stage, data[number]) if shared is not None and not done else None
-        module = StageModule(model, stage, encode).to(accelerator.device)
+        module = StageModule(model, stage, encode).to(device)
+        rows = freeze_unreached(module, rows)
+        own_randomness(recipe.seed + number, accelerator)
         found = checkpoint.latest_checkpoint(run_dir, stage.name)
         if done:
             checkpoint.load_tensors(_there(found, run_dir, stage), module)
@@ -210,7 +214,7 @@ def _save_run(model: VLM, run_dir: Path, manifest: dict[str, Any]) -> None:
 
 def _evaluated(recipe: Recipe, model: VLM | None, manifest: dict[str, Any], reporter: Reporter) -> TrainedRun:
     """A finished run with its report, which is made where the manifest holds none of this evaluation."""
-    run_dir, state = recipe.run_dir, PartialState()
+    run_dir, state = recipe.run_dir, process_state()
     wanted = recipe.model_dump(mode="json")["evaluate"]
     stale = manifest["report"] is None or manifest["recipe"]["evaluate"] != wanted
     if recipe.evaluate is not None and stale and state.is_main_process:
@@ -219,7 +223,7 @@ def _evaluated(recipe: Recipe, model: VLM | None, manifest: dict[str, Any], repo
         manifest["recipe"]["evaluate"] = wanted
         checkpoint.write_json(run_dir / "report.json", manifest["report"])
         checkpoint.write_json(run_dir / checkpoint.MANIFEST, manifest)
-    state.wait_for_everyone()
+    # Others do not wait for it: an evaluation may take longer than they are allowed to wait.
     return TrainedRun(run_dir, manifest["report"])
 
 

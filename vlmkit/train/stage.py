@@ -33,7 +33,7 @@ class PartRow:
         note: `LoRA r=8` or `frozen`.
     """
 
-    part: str
+    part: PartName
     parameters: int
     trainable: int
     lr: float | None
@@ -48,6 +48,11 @@ def part_module(model: VLM, part: PartName) -> nn.Module:
         "llm": model.language_model,
     }
     return modules[part]
+
+
+def trainable(module: nn.Module) -> int:
+    """Number of parameters that train."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def apply_stage(model: VLM, stage: Stage) -> list[PartRow]:
@@ -68,9 +73,9 @@ def apply_stage(model: VLM, stage: Stage) -> list[PartRow]:
             add_lora(model, wanted.lora)
         elif wanted is not None:
             part_module(model, part).requires_grad_(True)
-        trainable = sum(p.numel() for p in part_module(model, part).parameters() if p.requires_grad)
+        training = trainable(part_module(model, part))
         note = "frozen" if wanted is None else f"LoRA r={wanted.lora.r}" if wanted.lora else "full"
-        rows.append(PartRow(part, parameters, trainable, wanted.lr if wanted else None, note))
+        rows.append(PartRow(part, parameters, training, wanted.lr if wanted else None, note))
     if not any(row.trainable for row in rows):
         raise UsageError(f"stage {stage.name!r} trains no parameter; give a part a learning rate")
     return rows

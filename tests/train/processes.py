@@ -1,0 +1,143 @@
+"""One process of several: trains stages as a list of jobs says, and leaves gradients and checkpoints.
+
+Started by test_distributed.py with a file of jobs and a folder. The samples lie so that of two processes the
+second one gets text alone.
+"""
+
+import io
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from vlmkit.assemble import assemble
+from vlmkit.data.collate import Collator, TextRules
+from vlmkit.data.prompts import PROMPTS
+from vlmkit.data.sample import IMAGE, Message, Sample
+from vlmkit.errors import UsageError
+from vlmkit.recipe import Recipe
+from vlmkit.train.distribute import make_accelerator, whole
+from vlmkit.train.loop import Interrupted, StageRun, run_stage
+from vlmkit.train.metrics import MetricsFile, Silent
+from vlmkit.train.module import StageModule
+from vlmkit.train.reach import freeze_unreached
+from vlmkit.train.schedule import permutation
+from vlmkit.train.stage import apply_stage
+from vlmkit.train.steps import StageData
+
+SAMPLES = 8
+QUESTIONS = [("what color is it?", "red"), ("say yes", "yes"), ("how many images are there?", "two of them")]
+
+
+def sample(place):
+    """At even places one to three questions about an image, at odd ones a question without any."""
+    if place % 2:
+        return Sample(f"text{place}", (), (conversation((), "what is one and one?", "two " * place),))
+    png = io.BytesIO()
+    pixels = np.random.default_rng(place).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(png, "png")
+    asked = tuple(conversation((IMAGE,), *pair) for pair in QUESTIONS[: 1 + place // 2 % 3])
+    return Sample(f"image{place}", (png.getvalue(),), asked, (f"picture {place}",))
+
+
+def conversation(images, question, answer):
+    return Message("user", (*images, question)), Message("assistant", (answer,))
+
+
+def samples():
+    """So that position p of the first epoch is `sample(p)`."""
+    ordered = [None] * SAMPLES
+    for place, number in enumerate(permutation(SAMPLES, 0, 0)):
+        ordered[number] = sample(place)
+    return ordered
+
+
+class Tower:
+    """A text tower in which each text is a random direction."""
+
+    embed_dim = 8
+
+    def embed(self, texts):
+        seeds = (torch.Generator().manual_seed(ord(text[-1])) for text in texts)
+        return torch.stack([torch.randn(self.embed_dim, generator=seed) for seed in seeds])
+
+
+def rough(model):
+    """Weights with which each part matters: no gate that is shut."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    model.vision_encoder._text_tower = Tower()
+    return model
+
+
+def run_job(recipe, job, folder):
+    """Train a stage; the last step's gradients, by parameter, are left beside its checkpoints."""
+    os.environ |= {
+        "ACCELERATE_USE_FSDP": str(job.get("sharded", False)),
+        "FSDP_VERSION": job.get("version", "2"),
+    }
+    os.environ["FSDP_AUTO_WRAP_POLICY"] = "TRANSFORMER_BASED_WRAP"
+    recipe = Recipe.model_validate(recipe)
+    stage = recipe.stages[0].model_copy(update=job.get("stage", {}))
+    into = folder / job["name"]
+    into.mkdir(exist_ok=True)
+    model = rough(assemble(recipe))
+    try:
+        accelerator = make_accelerator("no")
+    except UsageError as error:
+        (into / "refused.txt").write_text(str(error))
+        return
+    rows = apply_stage(model, stage)
+    module = StageModule(model, stage)
+    freeze_unreached(module, rows)
+    p = model.processor
+    asks = {"pack": stage.pack, "questions": p.connector.reads_text}
+    rules = TextRules(p.tokenizer, PROMPTS["chat_template"], p.count_fitted, p.image_token_id, **asks)
+    data = StageData(samples(), Collator(p.specs, rules), seed=0)
+    metrics = MetricsFile(into / "metrics.jsonl", accelerator.is_main_process)
+    seen = {}
+
+    def keep(optimizer, args, kwargs):
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        assert all(p.grad is not None for p in params), "a parameter that trains was not touched"
+        kinds = {type(p).__name__ for p in params}
+        assert kinds == ({"DTensor"} if job.get("sharded") else {"Parameter"}), kinds
+        if job.get("stop") and accelerator.process_index == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        seen.update({str(i): whole(p.grad).clone().contiguous() for i, p in enumerate(params)})
+
+    handle = register_optimizer_step_pre_hook(keep)
+    resume = Path(job["resume"]) if "resume" in job else None
+    run = StageRun(into, accelerator, metrics, Silent(), stage.clip)
+    try:
+        run_stage(module, stage, data, run, resume)
+        assert not job.get("stop"), "the signal to the second process was not seen"
+    except Interrupted:
+        assert job.get("stop") and accelerator.is_main_process != run.stop
+    finally:
+        handle.remove()
+    if accelerator.is_main_process:
+        save_file(seen, into / "gradients.safetensors")
+        after = {n: p.detach().contiguous() for n, p in module.named_parameters() if p.requires_grad}
+        save_file({n: t.clone() for n, t in after.items()}, into / "after.safetensors")
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()
+
+
+def main(file, folder):
+    torch.set_num_threads(1)
+    for job in json.loads(Path(file).read_text()):
+        run_job(job["recipe"], job, Path(folder))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,138 @@
+"""Several processes through accelerate alone: which kinds there are, and what they must do together.
+
+DDP keeps a whole model in each process; FSDP2 keeps a share of every parameter, a `DTensor`, which is whole
+only while it computes. What is written to disk is always whole, so any number of processes reads it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from vlmkit.errors import UsageError
+
+SUPPORTED = (DistributedType.NO, DistributedType.FSDP)
+# Far from the seeds of stages, which are a run's own and small numbers above it.
+RANK_SEED = 1_000_003
+
+
+def process_state() -> PartialState:
+    """This process among the others; on a machine without accelerators they talk by gloo."""
+    wanted = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    return PartialState(cpu=wanted or not torch.accelerator.is_available())
+
+
+def make_accelerator(mixed_precision: str) -> Accelerator:
+    """The accelerator of a run, of what `accelerate launch` was told.
+
+    Args:
+        mixed_precision: `no` or `bf16`.
+
+    Raises:
+        UsageError: It was told something that no test covers.
+    """
+    cpu = process_state().device.type == "cpu"
+    # Each process assembles the whole model itself; transformers would leave all but one of them empty.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    # The state outlives a run, and would refuse a second one in the same process in another precision.
+    AcceleratorState._reset_state()
+    told = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    plugin = FullyShardedDataParallelPlugin() if told else None
+    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu, fsdp_plugin=plugin)
+    if plugin is not None and accelerator.distributed_type != DistributedType.NO:
+        # accelerate sets both on GPUs, and in a process's first run; torch shards on CPUs as well.
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = plugin
+    _check_kind(accelerator)
+    if is_sharded(accelerator):
+        # Autocast computes in bfloat16, as it does without shards; parameters stay float32.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = None
+    return accelerator
+
+
+def _check_kind(accelerator: Accelerator) -> None:
+    kind = accelerator.distributed_type
+    if kind not in SUPPORTED and not kind.value.startswith("MULTI_"):
+        raise UsageError(f"{kind.value} is not supported; use accelerate's multi_gpu (DDP) or FSDP version 2")
+    if kind == DistributedType.FSDP:
+        plugin = accelerator.state.fsdp_plugin
+        if plugin.fsdp_version != 2:
+            raise UsageError("FSDP version 1 is not supported; set fsdp_version: 2 (--fsdp_version 2)")
+        if plugin.activation_checkpointing:
+            raise UsageError(
+                "fsdp_activation_checkpointing is not supported; set gradient_checkpointing in the recipe"
+            )
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether processes hold shares of parameters."""
+    return bool(accelerator.distributed_type == DistributedType.FSDP)
+
+
+def home_device(accelerator: Accelerator) -> torch.device:
+    """Where a run keeps its model: where that of shares is kept, the device has no room for the whole."""
+    return torch.device("cpu") if is_sharded(accelerator) else accelerator.device
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with the shares of all processes: they must all ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_optimizer(optimizer: torch.optim.Optimizer, keep: bool) -> dict[str, Any]:
+    """The state of an optimiser as one process would have it: they must all ask for it.
+
+    Args:
+        optimizer: Its parameters may be shares.
+        keep: Whether this process wants it; the others let go of each tensor once they have helped.
+    """
+    state = optimizer.state_dict()
+    own: dict[int, dict[str, Any]] = {}
+    for number, values in state["state"].items():
+        own[number] = {}
+        for name, value in values.items():
+            complete = whole(value).cpu() if isinstance(value, DTensor) else value
+            if keep:
+                own[number][name] = complete
+    return {**state, "state": own}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Give an optimiser what `whole_optimizer` returned, cut as its parameters are."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    cut = {n: {k: _cut_like(v, params[n]) for k, v in values.items()} for n, values in state["state"].items()}
+    optimizer.load_state_dict({**state, "state": cut})
+
+
+def _cut_like(value: Any, parameter: Tensor) -> Any:
+    """A tensor of the parameter's shape as its shares are; anything else (a count of steps) as it is."""
+    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+        return value
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+def of_every_process(value: Any, accelerator: Accelerator) -> list[Any]:
+    """What each process has, in order: they must all ask for it."""
+    return list(gather_object([value])) if accelerator.num_processes > 1 else [value]
+
+
+def own_randomness(seed: int, accelerator: Accelerator) -> None:
+    """Let each process draw its own dropout; the first one draws what it would alone."""
+    if accelerator.process_index:
+        torch.manual_seed(seed + RANK_SEED * accelerator.process_index)
+
+
+def any_process(flag: bool, accelerator: Accelerator) -> bool:
+    """Whether it is so in one of them: they must all ask."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)) > 0)

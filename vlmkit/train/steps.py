@@ -1,0 +1,128 @@
+"""A step's number to this process's micro-batches: a function of the seed and the number alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from vlmkit.data.batch import Batch
+from vlmkit.data.collate import Collator, Prepared
+from vlmkit.data.formats.mixture import Mixture
+from vlmkit.data.problems import kind_of
+from vlmkit.data.sample import Sample, Skipped, readable
+from vlmkit.errors import UsageError, VlmkitError
+from vlmkit.objectives import IGNORE
+from vlmkit.recipe import Stage
+from vlmkit.train.grouping import GroupedOrder, rough_length
+from vlmkit.train.schedule import Order
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What a stage trains on.
+
+    Attributes:
+        samples: All of them.
+        collate: Samples to a batch.
+        seed: Of the order.
+    """
+
+    samples: Sequence[Sample]
+    collate: Collator
+    seed: int
+
+
+class Steps(Dataset[list[Batch]]):
+    """Step number to this process's micro-batches: a map-style data set, so that workers need no state.
+
+    Every process has as many micro-batches, or one would wait for another's parameters: where its samples do
+    not fill them, the rest are batches of no sample.
+    """
+
+    def __init__(self, stage: Stage, data: StageData, rank: int, world: int) -> None:
+        if stage.batch_size < world:
+            raise UsageError(
+                f"stage {stage.name!r}: batch_size {stage.batch_size} is below {world} processes; raise it"
+            )
+        self.stage = stage
+        self.data = data
+        self.rank = rank
+        self.world = world
+        self.order = _order(stage, data)
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        size = self.stage.batch_size
+        first = step * size
+        ready, skipped = self._prepared(range(first + self.rank, first + size, self.world))
+        spare = ready[:1] or self._stand_in(step, skipped)
+        share = math.ceil(size / self.world) if self.world > 1 else len(ready)
+        micro = self.stage.micro_batch_size or share
+        parts = [ready[i : i + micro] for i in range(0, share, micro)]
+        collate = self.data.collate.batch
+        batches = [collate(part) if part else unsupervised(collate(spare)) for part in parts]
+        return [replace(batches[0], skipped=tuple(skipped)), *batches[1:]]
+
+    def _prepared(self, positions: Sequence[int]) -> tuple[list[Prepared], list[Skipped]]:
+        """The samples at these positions of the order, and those that cannot be used: nothing replaces them.
+
+        The loss is normalised by what is supervised in the step, so what is left weighs as if alone.
+        """
+        ready: list[Prepared] = []
+        skipped: list[Skipped] = []
+        for epoch, number in map(self.order.__getitem__, positions):
+            name = f"row {number}"
+            try:
+                sample = self.data.samples[number]
+                name = sample.id
+                ready.append(self.data.collate.prepare(sample, epoch))
+            except VlmkitError as error:
+                if self.stage.on_bad_sample == "error":
+                    raise
+                skipped.append(Skipped(name, kind_of(error), str(error)))
+        return ready, skipped
+
+    def _stand_in(self, step: int, skipped: Sequence[Skipped]) -> list[Prepared]:
+        """A sample whose rows go through the model, unsupervised, where all of this process's were skipped.
+
+        Raises:
+            VlmkitError: There is no other process that could have one for the step.
+        """
+        after = (step + 1) * self.stage.batch_size
+        others = range(after, after + len(self.data.samples)) if self.world > 1 else ()
+        for position in others:
+            ready, _ = self._prepared([position])
+            if ready:
+                return ready
+        raise all_skipped(self.stage.name, step + 1, skipped)
+
+
+def all_skipped(stage: str, step: int, skipped: Sequence[Skipped]) -> VlmkitError:
+    """The error of a step that has nothing to train on."""
+    return VlmkitError(
+        f"stage {stage!r}, step {step}: every sample of the step was skipped, the first because: "
+        f"{skipped[0].message}; vlmkit data check lists them all"
+    )
+
+
+def unsupervised(batch: Batch) -> Batch:
+    """A batch of no sample: its rows go through the model, and no loss asks about them."""
+    none: dict[str, Any] = {"sample_ids": (), "captions": ((),) * len(batch.captions)}
+    if batch.labels_BL is not None:
+        none["labels_BL"] = torch.full_like(batch.labels_BL, IGNORE)
+    return replace(batch, **none)
+
+
+def _order(stage: Stage, data: StageData) -> Order:
+    """The stage's data order; grouping reads every sample's text once."""
+    shares = data.samples.shares if isinstance(data.samples, Mixture) else ()
+    if stage.group == "modality_length":
+        # A row that cannot be read keeps its place in the order, and is skipped there.
+        samples = readable(data.samples) if stage.on_bad_sample == "skip" else data.samples
+        lengths = (rough_length(sample) if sample else (0, 0) for sample in samples)
+        return GroupedOrder(lengths, stage.batch_size, data.seed, shares)
+    return Order(len(data.samples), data.seed, shares)
