@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -249,6 +250,12 @@ def tiny_vlm(tiny_recipe, roughen):
 def tiny_clip():
     """The block of a tiny CLIP encoder, LLaVA's hidden state."""
     return {"type": "clip", "vision_config": CLIP, "layer": -2}
+
+
+@pytest.fixture
+def collating():
+    """A collator that gives the (sample, epoch) pairs of a micro-batch to a function."""
+    return lambda batch=list: SimpleNamespace(prepare=lambda sample, epoch: (sample, epoch), batch=batch)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
-"""Run directories and checkpoints: one schema for every stage, written atomically, no unchecked pickle.
+"""Run directories: what one is, writing into it so that a reader sees all or nothing, parts of saved models.
 
-A run's root is the model, whole. `checkpoints/STAGE-step-N/` holds what is needed to go on: trained tensors,
-optimiser, random state, and a manifest that names every tensor.
+A root is the model, whole; `checkpoints/` holds what is needed to go on: see `vlmkit.train.checkpoints`.
 """
 
 from __future__ import annotations
@@ -13,20 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vlmkit.errors import UsageError, VlmkitError
-from vlmkit.train.distribute import load_optimizer, of_every_process, whole, whole_optimizer
 
 MANIFEST = "vlmkit.json"
 # Of a model of ours, in its config.json; see `VLMConfig`.
 MODEL_TYPE = "vlmkit"
-KEEP = 2
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -110,16 +104,6 @@ def swap_in(partial: Path, final: Path) -> None:
         partial.replace(final)
 
 
-def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """What training changes, by name: parameters that train, and stored buffers (of a batch norm, say)."""
-    changing = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    for prefix, owner in module.named_modules():
-        for name, buffer in owner.named_buffers(prefix, recurse=False):
-            if name.rpartition(".")[2] not in owner._non_persistent_buffers_set:
-                changing[name] = buffer
-    return changing
-
-
 @contextmanager
 def building(final: Path) -> Iterator[Path]:
     """A directory to write into, which takes the place of `final` when everything in it is written.
@@ -142,117 +126,18 @@ def building(final: Path) -> Iterator[Path]:
         ) from error
 
 
-def save_checkpoint(
-    path: Path,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: Mapping[str, Any],
-    accelerator: Accelerator,
-) -> None:
-    """Write a checkpoint; it appears under its name only when it is whole.
-
-    Every process calls it, for parts of tensors and its own random state; the main one writes. Tensors are
-    written whole, so that any number of processes goes on.
-
-    Args:
-        path: `.../checkpoints/STAGE-step-N`.
-        module: Holds the trained parameters.
-        optimizer: Its state is stored.
-        state: Stage, step and what else the loop needs, as JSON values.
-        accelerator: The processes.
-    """
-    writes, tensors = accelerator.is_main_process, {}
-    for name, tensor in trained_tensors(module).items():
-        complete = whole(tensor)
-        if writes:
-            tensors[name] = complete.contiguous().cpu()
-    moments = whole_optimizer(optimizer, writes)
-    random = of_every_process(_random_state(), accelerator)
-    if not writes:
-        return
-    with building(path) as partial:
-        save_file(tensors, partial / "trained.safetensors")
-        torch.save(moments, partial / "optimizer.pt")
-        torch.save(random, partial / "random.pt")
-        write_json(partial / "state.json", {**state, "tensors": sorted(tensors)})
-
-
-def load_checkpoint(path: Path, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> dict[str, Any]:
-    """Restore the optimiser and the random state that `save_checkpoint` wrote, and return its state.
-
-    The trained tensors are restored before, by `load_tensors`: an optimiser of shares needs them cut. A
-    process that the writer did not have keeps the random state it has.
-
-    Args:
-        path: The checkpoint.
-        optimizer: Over the parameters in the order in which they were when it was written.
-        accelerator: The processes; others than those that wrote it may load it.
-    """
-    state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    load_optimizer(optimizer, torch.load(path / "optimizer.pt", weights_only=True))
-    random = torch.load(path / "random.pt", weights_only=True)
-    if accelerator.process_index < len(random):
-        _set_random_state(random[accelerator.process_index])
-    return state
-
-
-def load_tensors(path: Path, module: nn.Module) -> None:
-    """Restore the trained tensors of a checkpoint, and nothing else.
+def compare_names(path: Path, wanted: set[str], stored: set[str]) -> None:
+    """Refuse stored tensors under other names than those wanted.
 
     Raises:
-        VlmkitError: The checkpoint's tensors are not the ones that train now; names them.
+        VlmkitError: Names the first ones.
     """
-    copy_tensors(path, trained_tensors(module))
-
-
-def copy_tensors(path: Path, trained: Mapping[str, Tensor]) -> None:
-    """Write the tensors of a checkpoint into those of a model, by name.
-
-    Raises:
-        VlmkitError: The names are not the same; names them.
-    """
-    stored = load_file(path / "trained.safetensors")
-    _compare_names(path, set(trained), set(stored))
-    with torch.no_grad():
-        for name, tensor in stored.items():
-            trained[name].copy_(tensor)
-
-
-def _compare_names(path: Path, wanted: set[str], stored: set[str]) -> None:
     if wanted != stored:
         missing, extra = sorted(wanted - stored)[:3], sorted(stored - wanted)[:3]
         raise VlmkitError(
             f"{path} does not fit: missing {missing or 'nothing'}, left over {extra or 'nothing'}; "
             "use the recipe it was made by"
         )
-
-
-def latest_checkpoint(run: Path, stage: str) -> Path | None:
-    """The stage's checkpoint with the most steps."""
-    found = list((run / "checkpoints").glob(f"{stage}-step-*[0-9]"))
-    return max(found, key=lambda p: int(p.name.rsplit("-", 1)[1]), default=None)
-
-
-def rotate(run: Path, stage: str, keep: int = KEEP) -> None:
-    """Delete all but the newest checkpoints of a stage."""
-    found = sorted(
-        (run / "checkpoints").glob(f"{stage}-step-*[0-9]"), key=lambda p: int(p.name.rsplit("-", 1)[1])
-    )
-    for old in found[: max(0, len(found) - keep)]:
-        shutil.rmtree(old)
-
-
-def _random_state() -> dict[str, Any]:
-    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def _set_random_state(state: Mapping[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def load_part(module: nn.Module, folder: Path, prefix: str) -> None:
@@ -270,7 +155,7 @@ def load_part(module: nn.Module, folder: Path, prefix: str) -> None:
     for name, tower in module.named_children():
         if isinstance(tower, PreTrainedModel):
             tensors = _in_memory_names(tower, f"{name}.", tensors)
-    _compare_names(folder, set(module.state_dict()), set(tensors))
+    compare_names(folder, set(module.state_dict()), set(tensors))
     module.load_state_dict(tensors)
 
 

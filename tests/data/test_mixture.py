@@ -171,7 +171,7 @@ def test_a_recipe_is_checked_down_to_the_sources(block):
     assert found.startswith("stages.0.data.sources.0.wieght: ")
 
 
-def test_a_run_shows_the_shares_and_any_step_can_be_the_first(block, tmp_path, tiny_recipe):
+def test_a_run_shows_the_shares_and_any_step_can_be_the_first(block, tmp_path, tiny_recipe, collating):
     from vlmkit.train.steps import StageData, Steps
 
     given = [
@@ -183,9 +183,9 @@ def test_a_run_shows_the_shares_and_any_step_can_be_the_first(block, tmp_path, t
         stages=[{"data": data, "epochs": 3, "steps": None, "batch_size": 3}], output=str(tmp_path / "run")
     )
     samples = mixture(given, 8)
-    steps = Steps(recipe.stages[0], StageData(samples, list, recipe.seed), 0, 1)
+    steps = Steps(recipe.stages[0], StageData(samples, collating(), recipe.seed), 0, 1)
     stream = [(s.id, epoch) for step in range(8) for batch in steps[step] for s, epoch in batch]
-    again = Steps(recipe.stages[0], StageData(samples, list, recipe.seed), 0, 1)
+    again = Steps(recipe.stages[0], StageData(samples, collating(), recipe.seed), 0, 1)
     assert [(s.id, e) for step in range(5, 8) for b in again[step] for s, e in b] == stream[15:]
     for epoch in range(3):
         kinds = Counter(name.partition("/")[0] for name, e in stream if e == epoch)

@@ -15,8 +15,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from vlmkit.checkpoint import latest_checkpoint, read_run
+from vlmkit.checkpoint import read_run
 from vlmkit.recipe import load_recipe
+from vlmkit.train.checkpoints import latest_checkpoint
 from vlmkit.train.metrics import read_metrics
 from vlmkit.train.run import train_recipe
 from vlmkit.vlm import VLM

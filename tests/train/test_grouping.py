@@ -73,14 +73,15 @@ def test_batches_come_in_random_order():
     assert 0.3 < sum(one[0] != other[0] for one, other in neighbours) / len(neighbours) < 0.7
 
 
-def test_a_stage_groups_its_samples(make_stage, make_sample):
+def test_a_stage_groups_its_samples(make_stage, make_sample, collating):
     """Characters and images are counted from the samples; no image can be opened here."""
     samples = [make_sample(f"s{i}", 0, ("say " * (1 + i % 5), "yes")) for i in range(8)]
     broken = [make_sample(f"i{i}", 1, ("what?", "x" * i)) for i in range(8)]
     for sample in broken:
         object.__setattr__(sample, "images", (b"no image",))
     assert rough_length(samples[1]) == (0, 11) and rough_length(broken[2]) == (1, 7)
-    data = StageData([*samples, *broken], lambda items: [sample.id for sample, _ in items], seed=0)
+    names = collating(lambda items: [sample.id for sample, _ in items])
+    data = StageData([*samples, *broken], names, seed=0)
     grouped = [Steps(make_stage(batch_size=4, group="modality_length"), data, 0, 1)[i][0] for i in range(8)]
     assert all(len({name[0] for name in ids}) == 1 for ids in grouped)
     plain = [Steps(make_stage(batch_size=4), data, 0, 1)[i][0] for i in range(8)]

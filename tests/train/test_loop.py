@@ -78,24 +78,25 @@ class Recorder:
         self.module.zero_grad(set_to_none)
 
 
-def step_gradients(model, stage, samples, collate, tmp_path):
+def step_gradients(model, stage, data, tmp_path):
     module = StageModule(model, stage)
     run = StageRun(tmp_path, Accelerator(), MetricsFile(tmp_path / "m"), Silent(), stage.clip)
-    data = StageData(samples, lambda items: collate(model, [sample for sample, _ in items]), seed=0)
     batches = Steps(stage, data, 0, 1)[0]
     recorder = Recorder(module)
     return _step(module, recorder, module.weights, batches, run), recorder.seen, len(batches)
 
 
 def test_micro_batches_give_the_gradients_of_the_whole_batch(
-    tiny_vlm, make_stage, samples, collate, tmp_path
+    tiny_vlm, make_stage, samples, collate, collating, tmp_path
 ):
     """Rows differ in length and number of supervised tokens, and some micro-batches have no image."""
     model = tiny_vlm()
+    batch = collating(lambda items: collate(model, [sample for sample, _ in items]))
+    data = StageData(samples, batch, seed=0)
     found = {}
     for micro in (1, 2, 4):
         stage = make_stage(batch_size=4, micro_batch_size=micro)
-        values, seen, count = step_gradients(model, stage, samples, collate, tmp_path)
+        values, seen, count = step_gradients(model, stage, data, tmp_path)
         assert count == 4 // micro
         found[micro] = values["loss"], seen
     scale = max(float(g.abs().max()) for g in found[4][1].values())
@@ -104,15 +105,18 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(
         assert largest_gap(found[micro][1], found[4][1]) <= 1e-6 * max(1, scale)
 
 
-def test_gradients_are_clipped_to_the_norm(tiny_vlm, make_stage, samples, collate, tmp_path):
-    values, seen, _ = step_gradients(tiny_vlm(), make_stage(clip=0.01), samples, collate, tmp_path)
+def test_gradients_are_clipped_to_the_norm(tiny_vlm, make_stage, samples, collate, collating, tmp_path):
+    model = tiny_vlm()
+    batch = collating(lambda items: collate(model, [sample for sample, _ in items]))
+    data = StageData(samples, batch, seed=0)
+    values, seen, _ = step_gradients(model, make_stage(clip=0.01), data, tmp_path)
     norm = torch.stack([g.norm() for g in seen.values()]).norm()
     assert values["grad_norm"] > 0.1 and float(norm) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_each_share_of_a_step_is_seen_by_one_process(make_stage, samples):
+def test_each_share_of_a_step_is_seen_by_one_process(make_stage, samples, collating):
     stage = make_stage(batch_size=4, micro_batch_size=1)
-    data = StageData(samples, lambda items: [sample.id for sample, _ in items], seed=0)
+    data = StageData(samples, collating(lambda items: [sample.id for sample, _ in items]), seed=0)
     whole = [ids for shares in [Steps(stage, data, 0, 1)[3]] for (ids,) in shares]
     halves = [ids for rank in (0, 1) for (ids,) in Steps(stage, data, rank, 2)[3]]
     assert sorted(whole) == sorted(halves) == sorted(sample.id for sample in samples)

@@ -11,7 +11,7 @@ from vlmkit.assemble import assemble
 from vlmkit.errors import VlmkitError
 from vlmkit.inference import model_inputs, question
 from vlmkit.quantize import count_quantized
-from vlmkit.train import qlora
+from vlmkit.train import checkpoints, qlora
 from vlmkit.train.qlora import evaluate_exactly
 from vlmkit.train.run import train_recipe
 from vlmkit.train.stage import apply_stage, finish_stage
@@ -42,13 +42,12 @@ def four_bits(tiny_recipe, base, tmp_path):
 
 def adapted(recipe, run):
     """The 4-bit model with the adapters and the connector of a run's last checkpoint, not merged."""
-    from vlmkit import checkpoint
     from vlmkit.train.module import StageModule
 
     model = assemble(recipe)
     apply_stage(model, recipe.stages[-1])
     module = StageModule(model, recipe.stages[-1])
-    checkpoint.load_tensors(checkpoint.latest_checkpoint(run, recipe.stages[-1].name), module)
+    checkpoints.load_tensors(checkpoints.latest_checkpoint(run, recipe.stages[-1].name), module)
     evaluate_exactly(model)
     return model
 

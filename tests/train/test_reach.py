@@ -94,7 +94,7 @@ def test_looking_for_it_draws_nothing_and_leaves_the_modes(make_module):
     assert modes == [part.training for part in module.modules()]
 
 
-def test_processes_make_as_many_passes_where_samples_do_not_divide(make_stage, samples):
+def test_processes_make_as_many_passes_where_samples_do_not_divide(make_stage, samples, collating):
     """The last of three processes has a sample less, and passes one on that no loss asks about."""
     stage = make_stage(batch_size=5, micro_batch_size=1)
 
@@ -103,7 +103,7 @@ def test_processes_make_as_many_passes_where_samples_do_not_divide(make_stage, s
         ones = torch.ones(len(ids), 2, dtype=torch.long)
         return Batch(ids, ((),) * len(ids), labels_BL=ones)
 
-    data = StageData(samples, collate, seed=0)
+    data = StageData(samples, collating(collate), seed=0)
     shares = [Steps(stage, data, rank, 3)[0] for rank in range(3)]
     assert [[batch.sample_ids != () for batch in share] for share in shares] == [[True] * 2] * 2 + [
         [True, False]

@@ -12,10 +12,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from vlmkit.checkpoint import latest_checkpoint
 from vlmkit.cli import main
 from vlmkit.errors import UsageError
 from vlmkit.recipe import load_recipe
+from vlmkit.train.checkpoints import latest_checkpoint
 from vlmkit.train.loop import Interrupted
 from vlmkit.train.metrics import Silent, read_metrics
 from vlmkit.train.run import train_recipe

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from vlmkit import checkpoint
 from vlmkit.errors import VlmkitError
+from vlmkit.train import checkpoints
 from vlmkit.train.metrics import Silent, read_metrics
 from vlmkit.train.run import train_recipe
 
@@ -66,7 +67,7 @@ def train(tiny_recipe, tmp_path):
 
 
 def weights(run: Path):
-    return load_file(checkpoint.latest_checkpoint(run, "only") / "trained.safetensors")
+    return load_file(checkpoints.latest_checkpoint(run, "only") / "trained.safetensors")
 
 
 def test_a_bad_sample_stops_by_default(train, data):

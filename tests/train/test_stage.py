@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from vlmkit.checkpoint import trained_tensors
 from vlmkit.errors import UsageError
 from vlmkit.recipe import Lora
+from vlmkit.train.checkpoints import trained_tensors
 from vlmkit.train.module import StageModule
 from vlmkit.train.stage import PartRow, add_lora, apply_stage, finish_stage
 

@@ -24,6 +24,7 @@ from vlmkit.objectives import objective_weights
 from vlmkit.recipe import Recipe, Stage
 from vlmkit.share import keys
 from vlmkit.share.features import StoredFeatures
+from vlmkit.train import checkpoints
 from vlmkit.train.loop import StageRun
 from vlmkit.train.metrics import read_metrics
 from vlmkit.train.module import StageModule
@@ -97,11 +98,11 @@ def take(entry: Path, work: StageWork) -> None:
         VlmkitError: What is stored is damaged.
     """
     name, run_dir = work.stage.name, work.run.run_dir
-    found = checkpoint.latest_checkpoint(entry, name)
+    found = checkpoints.latest_checkpoint(entry, name)
     if found is None:
         raise VlmkitError(f"{entry} holds no checkpoint of stage {name!r}; delete it, it is only a cache")
     try:
-        checkpoint.copy_tensors(found, _chosen(checkpoint.trained_tensors(work.module), work.scope))
+        checkpoints.copy_tensors(found, _chosen(checkpoints.trained_tensors(work.module), work.scope))
     except (OSError, SafetensorError) as error:
         raise VlmkitError(f"{entry} is damaged ({error}); delete it, it is only a cache") from error
     # Before the checkpoint: a run that is killed here begins the stage anew, and drops these rows.
@@ -109,13 +110,13 @@ def take(entry: Path, work: StageWork) -> None:
     for row in read_metrics(entry / "metrics.jsonl"):
         work.run.metrics.write(row)
     with checkpoint.building(run_dir / "checkpoints" / found.name) as partial:
-        _write(found, partial, checkpoint.trained_tensors(work.module))
+        _write(found, partial, checkpoints.trained_tensors(work.module))
 
 
 def keep(entry: Path, work: StageWork) -> None:
     """Store a stage that was trained; it appears under its name only when it is whole."""
     name, run_dir = work.stage.name, work.run.run_dir
-    found = checkpoint.latest_checkpoint(run_dir, name)
+    found = checkpoints.latest_checkpoint(run_dir, name)
     assert found is not None
     rows = [row for row in read_metrics(run_dir / "metrics.jsonl") if row["stage"] == name]
     with checkpoint.building(entry) as partial:

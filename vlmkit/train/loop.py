@@ -22,10 +22,10 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from vlmkit import checkpoint
 from vlmkit.data.batch import Batch
 from vlmkit.errors import VlmkitError
 from vlmkit.recipe import Stage
+from vlmkit.train import checkpoints
 from vlmkit.train.distribute import any_process, is_sharded, whole
 from vlmkit.train.metrics import MetricsFile, Reporter
 from vlmkit.train.module import StageModule, batch_weight
@@ -79,14 +79,14 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
         VlmkitError: The loss or a gradient is not finite; names the samples.
     """
     if resume:
-        checkpoint.load_tensors(resume, module)
+        checkpoints.load_tensors(resume, module)
     # There is no way back from shares to a module: the last checkpoint brings the numbers back.
     trained = copy.deepcopy(module) if is_sharded(run.accelerator) else module
     optimizer = torch.optim.AdamW(trained.param_groups(stage), betas=stage.betas)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     steps = total_steps(stage, epoch_length(data.samples))
     wrapped, optimizer = run.accelerator.prepare(trained, optimizer)
-    start = int(checkpoint.load_checkpoint(resume, optimizer, run.accelerator)["step"]) if resume else 0
+    start = int(checkpoints.load_checkpoint(resume, optimizer, run.accelerator)["step"]) if resume else 0
     run.metrics.rewind(stage.name, start)
     left_out = MetricsFile(run.run_dir / SKIPPED, run.accelerator.is_main_process)
     left_out.rewind(stage.name, start)
@@ -114,7 +114,7 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
             if stop:
                 raise Interrupted(f"stopped after step {step + 1} of stage {stage.name}; go on with --resume")
     if trained is not module and saved is not None:
-        checkpoint.load_tensors(saved, module)
+        checkpoints.load_tensors(saved, module)
     run.reporter.end()
     tell_skipped(left_out, stage.name, run.reporter)
 
@@ -211,8 +211,8 @@ def _save(trained: nn.Module, stage: Stage, optimizer: Any, run: StageRun, step:
     path = run.run_dir / "checkpoints" / f"{stage.name}-step-{step:06d}"
     inner = getattr(optimizer, "optimizer", optimizer)
     state = {"stage": stage.name, "step": step}
-    checkpoint.save_checkpoint(path, trained, inner, state, run.accelerator)
+    checkpoints.save_checkpoint(path, trained, inner, state, run.accelerator)
     if run.accelerator.is_main_process:
-        checkpoint.rotate(run.run_dir, stage.name)
+        checkpoints.rotate(run.run_dir, stage.name)
     run.accelerator.wait_for_everyone()
     return path

@@ -23,6 +23,7 @@ from vlmkit.quantize import dequantize
 from vlmkit.recipe import Recipe, Stage
 from vlmkit.share import SHARE_LIMIT
 from vlmkit.share.shared import Shared, StageWork
+from vlmkit.train import checkpoints
 from vlmkit.train.distribute import home_device, make_accelerator, own_randomness, process_state
 from vlmkit.train.loop import StageRun, run_stage
 from vlmkit.train.metrics import MetricsFile, Reporter, Silent, plot_metrics, require_plots
@@ -97,9 +98,9 @@ def train_recipe(
         module = StageModule(model, stage, encode).to(device)
         rows = freeze_unreached(module, rows)
         own_randomness(recipe.seed + number, accelerator)
-        found = checkpoint.latest_checkpoint(run_dir, stage.name)
+        found = checkpoints.latest_checkpoint(run_dir, stage.name)
         if done:
-            checkpoint.load_tensors(_there(found, run_dir, stage), module)
+            checkpoints.load_tensors(_there(found, run_dir, stage), module)
         else:
             reporter.stage(stage.name, rows, reason)
             run = StageRun(run_dir, accelerator, metrics, reporter, stage.clip, stage.workers)

@@ -65,7 +65,9 @@ class Steps(Dataset[list[Batch]]):
         parts = [ready[i : i + micro] for i in range(0, share, micro)]
         collate = self.data.collate.batch
         batches = [collate(part) if part else unsupervised(collate(spare)) for part in parts]
-        return [replace(batches[0], skipped=tuple(skipped)), *batches[1:]]
+        if skipped:
+            batches[0] = replace(batches[0], skipped=tuple(skipped))
+        return batches
 
     def _prepared(self, positions: Sequence[int]) -> tuple[list[Prepared], list[Skipped]]:
         """The samples at these positions of the order, and those that cannot be used: nothing replaces them.
