@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vlmkit_retrieval.where import Where
+
 Vectors = NDArray[np.float32]
+PayloadKind = Literal["keyword", "integer", "float", "text"]
 
 
 @runtime_checkable
@@ -61,15 +64,66 @@ class Answerer(Protocol):
 
 
 @dataclass(frozen=True)
+class Dense:
+    """A space of one vector an item, compared by cosine.
+
+    Attributes:
+        width: Numbers of a vector.
+        half: Stored as float16: half the memory; near neighbours may become ties.
+    """
+
+    width: int
+    half: bool = False
+
+
+@dataclass(frozen=True)
+class Multi:
+    """A space of several vectors an item (patches), compared by MaxSim over cosines.
+
+    Attributes:
+        width: Numbers of each vector.
+        half: Stored as float16.
+    """
+
+    width: int
+    half: bool = True
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """A space of weighted terms; a term's weight is multiplied by its inverse document frequency (BM25)."""
+
+
+Space = Dense | Multi | Sparse
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A sparse vector.
+
+    Attributes:
+        indices: Numbers of the terms, each once.
+        values: The weight of each; same length.
+    """
+
+    indices: Sequence[int]
+    values: Sequence[float]
+
+
+# Of a dense space (D,), of a multi space (N, D), of a sparse one `Terms`.
+Vector = Vectors | Terms
+
+
+@dataclass(frozen=True)
 class Point:
-    """One stored item: `vectors` by encoder name, `payload` of JSON values.
+    """One stored item: `vectors` by the name of their space, `payload` of JSON values.
 
     Attributes:
         id: The user's identifier (any string); engines map it to what they can store and give it back.
     """
 
     id: str
-    vectors: Mapping[str, Vectors]
+    vectors: Mapping[str, Vector]
     payload: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -79,7 +133,8 @@ class Hit:
 
     Attributes:
         id: The item's identifier.
-        score: Cosine similarity to the query, in [-1, 1].
+        score: Cosine similarity to the query in [-1, 1]; of a multi space the sum over the query's vectors of
+            each one's best cosine, of a sparse one the sum of products.
         payload: What was stored with it.
     """
 
@@ -91,12 +146,32 @@ class Hit:
 class Engine(Protocol):
     """A vector store: the same promises for every engine, held by one conformance suite."""
 
-    def ensure(self, vectors: Mapping[str, int]) -> None:
-        """Make sure that named vectors of these widths (cosine distance) can be stored."""
+    def ensure(self, spaces: Mapping[str, Space]) -> None:
+        """Make sure that vectors of these spaces can be stored; a known name keeps its own."""
+        ...
+
+    def spaces(self) -> Mapping[str, Space]:
+        """What can be stored."""
+        ...
+
+    def drop_space(self, name: str) -> None:
+        """Forget a space with the vectors in it; items stay."""
+        ...
+
+    def index_payload(self, key: str, kind: PayloadKind) -> None:
+        """Make filters on a payload key fast; done twice, nothing happens."""
         ...
 
     def upsert(self, points: Sequence[Point]) -> None:
-        """Insert or replace, all or nothing; refuses NaN, Inf, zero vectors and wrong widths."""
+        """Insert or replace, all or nothing; refuses NaN, Inf, zero vectors, wrong widths, too large ones."""
+        ...
+
+    def update_vectors(self, vectors: Mapping[str, Mapping[str, Vector]]) -> None:
+        """Add or replace vectors (by id, by name) of items that exist; other vectors and payloads stay."""
+        ...
+
+    def set_payload(self, payloads: Mapping[str, Mapping[str, Any]]) -> None:
+        """Add or replace keys in the payloads (by id) of items that exist."""
         ...
 
     def delete(self, ids: Sequence[str]) -> None:
@@ -107,20 +182,30 @@ class Engine(Protocol):
         """Those ids that exist, with payload; without `with_vectors` their `vectors` are empty."""
         ...
 
-    def ids(self) -> list[str]:
-        """Every id, sorted."""
+    def ids(self, where: Where | None = None) -> list[str]:
+        """Every id that a filter lets through, sorted."""
         ...
 
-    def scroll(self) -> Iterator[Point]:
-        """Every point with vectors and payload, in order of id."""
+    def scroll(self, where: Where | None = None) -> Iterator[Point]:
+        """Every such point with vectors and payload, in order of id."""
         ...
 
-    def search(self, vector_name: str, query: Vectors, k: int) -> list[Hit]:
-        """The `k` nearest by exact cosine similarity, best first, equal scores in order of id."""
+    def search(
+        self, name: str, query: Vector, k: int, where: Where | None = None, *, exact: bool = True
+    ) -> list[Hit]:
+        """The `k` best in a space, best first, equal scores in order of id.
+
+        Args:
+            name: The space.
+            query: A vector of it; several (N, D) in a multi space.
+            k: At most so many.
+            where: Only items that it lets through.
+            exact: Compare with every item. Otherwise by the approximate index, if there is one.
+        """
         ...
 
-    def count(self) -> int:
-        """Number of points."""
+    def count(self, where: Where | None = None) -> int:
+        """Number of points that a filter lets through."""
         ...
 
     def close(self) -> None:
