@@ -1,7 +1,10 @@
 """Language models from checkpoints: every tensor of the model is stored, or loading says which is not."""
 
+import json
+
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
@@ -65,3 +68,23 @@ def test_every_tensor_is_the_stored_one(checkpoint, kind):
     after = model.state_dict()
     for name, tensor in before.state_dict().items():
         assert torch.equal(after[name][: len(tensor)], tensor), name
+
+
+def test_adapters_alone_are_refused_and_merged_as_told_they_are_taken(checkpoint, tmp_path):
+    """Beside the weights they would train, and be saved in a run that nothing can load."""
+    base, folder = checkpoint()
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapters")
+    build_words_tokenizer(["a red circle"]).save_pretrained(tmp_path / "adapters")
+    config = tmp_path / "adapters/adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": folder}))
+    with pytest.raises(VlmkitError, match=r"adapters' is adapters over another one; merge them first"):
+        llm.pretrained(str(tmp_path / "adapters"), torch.float32)
+    merged = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapters").merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    build_words_tokenizer(["a red circle"]).save_pretrained(tmp_path / "merged")
+    taken, _ = llm.pretrained(str(tmp_path / "merged"), torch.float32)
+    ids = torch.tensor([[2, 3, 4]])
+    with torch.no_grad():
+        expected = adapted(ids).logits
+        assert (taken(ids).logits[..., : expected.shape[-1]] - expected).abs().max() <= 1e-6

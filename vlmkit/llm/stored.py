@@ -22,11 +22,17 @@ def load_stored(reference: str, path: str, **arguments: Any) -> PreTrainedModel:
         arguments: More arguments of `from_pretrained`.
 
     Raises:
-        VlmkitError: Names the tensors that are missing or of another shape.
+        VlmkitError: Names the tensors that are missing or of another shape; or the weights are adapters.
     """
     # Other shapes are in `info` and refused below, all together.
     told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     model, info = AutoModelForCausalLM.from_pretrained(path, **told, **arguments)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        # Left beside the weights, they would be saved under names that no configuration knows.
+        raise VlmkitError(
+            f"language model {reference!r} is adapters over another one; merge them first, with peft: "
+            "AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload().save_pretrained(OTHER)"
+        )
     shapes = {key[0] for key in info["mismatched_keys"]}
     for kind, names in (("missing", set(info["missing_keys"]) - shapes), ("mismatched", shapes)):
         if names:
