@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 
 from vlmkit import VLM
@@ -12,9 +14,9 @@ from vlmkit.assemble import assemble
 from vlmkit.data.collate import Collator, TextRules
 from vlmkit.data.prompts import PROMPTS
 from vlmkit.data.sample import IMAGE, Message, Sample
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.inference import model_inputs, question
-from vlmkit.train import checkpoints, loop
+from vlmkit.train import checkpoints, distribute, loop
 from vlmkit.train.metrics import read_metrics
 from vlmkit.train.module import StageModule
 from vlmkit.train.run import train_recipe
@@ -111,6 +113,12 @@ def test_text_around_images_stays_what_it_was(tiny_vlm, make_stage, make_sample,
     assert torch.equal(read_LD[text_L], embedded_LD[text_L])
     assert text_L[[0, -1]].all() and int((~text_L).sum()) == 2 * model.count_tokens((16, 16))
     assert not (read_LD == embedded_LD)[~text_L].all(1).any()
+
+
+@pytest.mark.parametrize("kind", ["DEEPSPEED", "MEGATRON_LM", "XLA"])
+def test_ways_of_several_processes_that_were_not_tried_are_refused(kind):
+    with pytest.raises(UsageError, match=f"{kind} is not supported; use accelerate's multi_gpu"):
+        distribute._check_kind(SimpleNamespace(distributed_type=DistributedType[kind]))
 
 
 def losses(run):
