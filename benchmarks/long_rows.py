@@ -2,8 +2,8 @@
 
     python benchmarks/long_rows.py
 
-Samples are of mixed lengths, with no image, one or two. All sides take steps in turn in one process; prints the
-ratios and writes benchmarks/results/long_rows.md.
+Samples are of mixed lengths, with no image, one or two. All sides take steps in turn in one process; prints
+the ratios and writes benchmarks/results/long_rows.md.
 """
 
 import os
@@ -62,7 +62,7 @@ SIDES = {
 
 
 def mixed_samples():
-    """Answers of log-normal length, 55 words in the middle, 800 at most; a third of the samples has no image."""
+    """Answers of log-normal length, 55 words in the middle, 800 at most; a third of samples has no image."""
     draw = random.Random(0)
     image = Image.new("RGB", (128, 128), (200, 30, 30))
     samples = []
@@ -116,9 +116,9 @@ def write(rates, held, computed):
         for name, rate in rates.items()
     ]
     text = (
-        "# Rows of several samples\n\n`python benchmarks/long_rows.py`: forward and backward of a small model "
-        f"(4 layers of width 256), {STEPS} steps of {BATCH} samples of mixed lengths, all sides in turn. "
-        "Tokens are those of text and images, without padding.\n\n"
+        "# Rows of several samples\n\n`python benchmarks/long_rows.py`: forward and backward of a small "
+        f"model (4 layers of width 256), {STEPS} steps of {BATCH} samples of mixed lengths, all sides in "
+        "turn. Tokens are those of text and images, without padding.\n\n"
         "| rows | tokens per CPU second | ratio | padding |\n| --- | --- | --- | --- |\n"
         + "\n".join(lines)
         + "\n\nLosses and gradients are equal (tests/train/test_packing.py).\n"
