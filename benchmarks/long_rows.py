@@ -28,7 +28,7 @@ from vlmkit.train.stage import apply_stage
 from vlmkit.train.steps import StageData, Steps
 
 RESULTS = Path(__file__).parent / "results" / "long_rows.md"
-SAMPLES, BATCH, STEPS, ROOM = 768, 16, 6, 2048
+SAMPLES, BATCH, STEPS, ROOM = 768, 16, 5, 2048
 LLM = {
     "type": "llama", "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096,

@@ -8,7 +8,7 @@ import torch
 
 from vlmkit.data import collate as collate_module
 from vlmkit.data.collate import Collator, TextRules
-from vlmkit.data.long_rows import first_fit
+from vlmkit.data.long_rows import group_rows
 from vlmkit.data.masks import branch_mask
 from vlmkit.data.prompts import PROMPTS
 from vlmkit.llm.attend import SEGMENTED, attend_in_segments
@@ -219,7 +219,7 @@ def test_a_run_in_longer_rows_is_the_run(build, make_stage, mixed, run_steps, mo
     """Through the loop, with LoRA: losses, tokens and images of each step, and attention as it was after."""
     lora = {"llm": {"lr": 1e-3, "lora": {"r": 2}}, "connector": {"lr": 1e-3}}
     found, groups = {}, []
-    monkeypatch.setattr(collate_module, "first_fit", lambda *a: groups.append(first_fit(*a)) or groups[-1])
+    monkeypatch.setattr(collate_module, "group_rows", lambda *a: groups.append(group_rows(*a)) or groups[-1])
     for room in (None, ROOM):
         model = build("llama")
         stage = make_stage(
@@ -275,7 +275,7 @@ def test_the_saved_rows_work_through_the_models_own_forward(build, mixed, collat
                 input_ids=b.input_ids_BL, pixel_values=b.pixel_values, image_sizes=b.image_sizes,
                 position_ids=b.positions_BL, branches=b.branches_BL, segments=b.segments_BL,
                 labels=b.labels_BL, loss_weights=b.weights_BL, use_cache=False,
-            ).loss
+            ).loss.detach()
         )
         for b in (plain, packed)
     ]  # fmt: skip

@@ -22,7 +22,7 @@ from vlmkit.data.batch import (
     text_tensors,
 )
 from vlmkit.data.known_rows import KnownRows
-from vlmkit.data.long_rows import first_fit, join_rows
+from vlmkit.data.long_rows import group_rows, join_rows
 from vlmkit.data.pack import PackedRow, pack_prefix
 from vlmkit.data.problems import TokenBudgetError, TooLongError
 from vlmkit.data.prompts import PromptFormat
@@ -143,7 +143,7 @@ class Collator:
         rows, images = [row for item in items for row in item.rows], [item.images for item in copied]
         tensors: dict[str, Any] = {}
         if self.text is not None and self.text.pack_length is not None:
-            groups = first_fit([len(row.ids) for row in rows], self.text.pack_length)
+            groups = group_rows([len(row.ids) for row in rows], self.text.pack_length)
             copied = [copied[i] for group in groups for i in group]
             rows = [join_rows([rows[i] for i in group]) for group in groups]
             images = [join_images([images[i] for i in group], self.specs) for group in groups]

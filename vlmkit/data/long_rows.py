@@ -12,11 +12,11 @@ from itertools import chain
 from vlmkit.data.pack import PackedRow
 
 
-def first_fit(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Groups of rows whose lengths sum up to `most`, by first-fit decreasing (Johnson 1973).
+def group_rows(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Few groups of rows whose lengths sum up to at most `most`, and as equal ones as can be had easily.
 
-    The longest row is placed first, each into the first group that has room; of equal rows the earlier one.
-    It takes at most 11/9 of the fewest possible groups, and one.
+    First-fit decreasing says how many groups there are. As rows are padded to the longest one, they are then
+    dealt out anew, the longest first and each to the group that has least, where no group gets too much.
 
     Args:
         lengths: Of each row.
@@ -25,18 +25,38 @@ def first_fit(lengths: Sequence[int], most: int) -> list[list[int]]:
     Returns:
         Numbers of rows: in order within a group, and groups by their first row.
     """
+    ordered = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    alone = [[i] for i in ordered if lengths[i] > most]
+    groups = _first_fit(ordered[len(alone) :], lengths, most)
+    equal = _dealt_out(ordered[len(alone) :], lengths, len(groups))
+    if all(sum(lengths[i] for i in group) <= most for group in equal):
+        groups = equal
+    return sorted(sorted(group) for group in [*alone, *groups])
+
+
+def _first_fit(ordered: Sequence[int], lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Each row into the first group with room: at most 11/9 of the fewest groups and one (Johnson 1973)."""
     groups: list[list[int]] = []
     room: list[int] = []
-    for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        length = lengths[number]
-        place = next((g for g, left in enumerate(room) if left >= length), None)
-        if place is None:
-            groups.append([number])
-            room.append(most - length)
-        else:
-            groups[place].append(number)
-            room[place] -= length
-    return sorted(sorted(group) for group in groups)
+    for number in ordered:
+        place = next((g for g, left in enumerate(room) if left >= lengths[number]), len(groups))
+        if place == len(groups):
+            groups.append([])
+            room.append(most)
+        groups[place].append(number)
+        room[place] -= lengths[number]
+    return groups
+
+
+def _dealt_out(ordered: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
+    """So many groups, each row in the one that has the fewest tokens so far."""
+    groups: list[list[int]] = [[] for _ in range(count)]
+    load = [0] * count
+    for number in ordered:
+        place = load.index(min(load))
+        groups[place].append(number)
+        load[place] += lengths[number]
+    return groups
 
 
 def join_rows(rows: Sequence[PackedRow]) -> PackedRow:
