@@ -100,7 +100,7 @@ def test_a_packed_row_is_worth_its_samples(build, make_stage, mixed, collate, na
         attend_in_segments(model.language_model, on)
         packed_loss, found = mean_loss(module, packed)
         assert packed_loss == pytest.approx(loss, abs=1e-5)
-        assert gap(wanted, found) <= 1e-6
+        assert gap(wanted, found) <= 3e-6
 
 
 def logits(model, batch):
@@ -212,7 +212,25 @@ def test_micro_batches_and_processes_change_nothing(build, make_stage, mixed, on
         found.append((float(total.detach()), weight, tokens, images, grads))
     for other in found[1:]:
         assert other[0] == pytest.approx(found[0][0], abs=1e-6)
-        assert other[1:4] == pytest.approx(found[0][1:4]) and gap(found[0][4], other[4]) <= 1e-6
+        assert other[1:4] == pytest.approx(found[0][1:4]) and gap(found[0][4], other[4]) <= 3e-6
+
+
+def test_a_resumed_run_meets_the_same_rows(build, make_stage, mixed):
+    """A step's rows are a function of its number: nothing is left over from the steps before."""
+    p = build("llama").processor
+    rules = TextRules(
+        p.tokenizer, PROMPTS["chat_template"], p.count_fitted, p.image_token_id, pack_length=ROOM
+    )
+    data = StageData(mixed, Collator(p.specs, rules), seed=0)
+    stage = make_stage(batch_size=4, micro_batch_size=3, pack_length=ROOM)
+    through = Steps(stage, data, 0, 1)
+    went_on = [through[step] for step in range(4)]
+    resumed = Steps(stage, data, 0, 1)[3]
+    for mine, theirs in zip(went_on[3], resumed, strict=True):
+        assert mine.sample_ids == theirs.sample_ids and mine.image_counts == theirs.image_counts
+        for name in ("input_ids_BL", "branches_BL", "positions_BL", "segments_BL", "image_sizes"):
+            one, other = getattr(mine, name), getattr(theirs, name)
+            assert one is other is None or torch.equal(one, other)
 
 
 def test_a_run_in_longer_rows_is_the_run(build, make_stage, mixed, run_steps, monkeypatch):
@@ -250,7 +268,7 @@ def test_eager_attention_stays_eager(build, make_stage, mixed, collate):
     apply_stage(model, make_stage(pack_length=ROOM))
     assert model.language_model.config._attn_implementation == "eager"
     other = mean_loss(module, batch)
-    assert other[0] == pytest.approx(loss[0], abs=1e-5) and gap(loss[1], other[1]) <= 1e-6
+    assert other[0] == pytest.approx(loss[0], abs=1e-5) and gap(loss[1], other[1]) <= 3e-6
 
 
 def test_captions_keep_their_images(two_headed, make_stage, mixed, collate):
@@ -260,7 +278,7 @@ def test_captions_keep_their_images(two_headed, make_stage, mixed, collate):
     plain = mean_loss(module, collate(two_headed, captioned))
     packed = collate(two_headed, captioned, pack_length=ROOM)
     found = mean_loss(module, packed)
-    assert found[0] == pytest.approx(plain[0], abs=1e-5) and gap(plain[1], found[1]) <= 1e-6
+    assert found[0] == pytest.approx(plain[0], abs=1e-5) and gap(plain[1], found[1]) <= 3e-6
     wrong = mean_loss(module, replace(packed, image_counts=packed.image_counts[::-1]))
     assert abs(wrong[0] - plain[0]) > 1e-3
 
