@@ -4,27 +4,20 @@ from vlmkit_retrieval.eval.beir import (
     Document,
     Query,
     read_corpus,
-    read_qrels,
     read_queries,
     write_corpus,
-    write_qrels,
     write_queries,
 )
-from vlmkit_retrieval.eval.evaluate import (
-    Evaluation,
-    Measured,
-    differences,
-    evaluate,
-    item_names,
-    measure_run,
-)
+from vlmkit_retrieval.eval.evaluate import Evaluation, evaluate, item_names
 from vlmkit_retrieval.eval.exact import ApproximateEngine, against_exact
+from vlmkit_retrieval.eval.measured import Measured, differences, measure_run
 from vlmkit_retrieval.eval.metrics import METRICS, Scores, score
 from vlmkit_retrieval.eval.names import Names
+from vlmkit_retrieval.eval.qrels import read_qrels, write_qrels, write_trec_qrels
+from vlmkit_retrieval.eval.runs import Run, ranked, read_run, write_run
 from vlmkit_retrieval.eval.searching import search_all
 from vlmkit_retrieval.eval.stats import Difference, Estimate, compare, estimate
 from vlmkit_retrieval.eval.task import Task, load_task
-from vlmkit_retrieval.eval.trec import Run, ranked, read_run, write_run, write_trec_qrels
 
 __all__ = [
     "METRICS",

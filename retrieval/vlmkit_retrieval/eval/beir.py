@@ -1,17 +1,15 @@
-"""BEIR's files: `corpus.jsonl`, `queries.jsonl`, `qrels/*.tsv`; with images beside texts.
+"""BEIR's `queries.jsonl` and `corpus.jsonl`, with images beside texts (its judgements: see `qrels`).
 
 Of each file this is read; other keys (`metadata`) are passed over:
 
     corpus.jsonl    {"_id": "d1", "title": "...", "text": "...", "image": "images/d1.png"}
     queries.jsonl   {"_id": "q1", "text": "a red triangle", "image": "shapes/q1.png"}
-    qrels/test.tsv  query-id <tab> corpus-id <tab> score, this header first
 
 A text, an image, or both must be there. A path is relative to the folder of the file that names it.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -19,12 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmkit_retrieval.errors import RetrievalUsageError
-from vlmkit_retrieval.eval.files import Line, json_objects, lines, write_lines
-from vlmkit_retrieval.eval.metrics import Qrels
-from vlmkit_retrieval.eval.trec import QRELS_COLUMNS, grade, once, row, trec_qrels
-
-HEADER = ("query-id", "corpus-id", "score")
+from vlmkit_retrieval.eval.files import Line, json_objects, write_lines
 
 
 @dataclass(frozen=True)
@@ -78,48 +71,6 @@ def read_corpus(path: str | os.PathLike[str]) -> dict[str, Document]:
         id: Document(id, text, _text(content, "title", line), image)
         for id, text, image, (line, content) in _entries(path)
     }
-
-
-def read_qrels(path: str | os.PathLike[str]) -> dict[str, dict[str, int]]:
-    """Grade by item by query, of BEIR's file (3 columns, with header) or of TREC's (4 columns, without).
-
-    Raises:
-        RetrievalError: It is neither, has no lines, a grade is no whole number, or an item is there twice.
-    """
-    found = lines(path)
-    first = next(found, None)
-    if first is None:
-        raise RetrievalUsageError(f"{os.fspath(path)} has no lines; give judgements")
-    if tuple(first.text.split()) == HEADER:
-        qrels = _beir_qrels(found)
-        if not qrels:
-            raise RetrievalUsageError(f"{os.fspath(path)} has a header and no judgements; give some")
-        return qrels
-    if len(first.text.split("\t")) == 3 or len(first.text.split()) == 3:
-        raise first.error(
-            f"{first.text!r} has 3 columns and is not the header of BEIR's qrels; "
-            f"put this line first: {row(*HEADER)!r}"
-        )
-    return trec_qrels(itertools.chain([first], found))
-
-
-def _beir_qrels(found: Iterator[Line]) -> dict[str, dict[str, int]]:
-    qrels: dict[str, dict[str, int]] = {}
-    for line in found:
-        query, item, value = line.columns(3, f"{', '.join(HEADER)} (TREC's qrels have: {QRELS_COLUMNS})")
-        once(qrels.setdefault(query, {}), item, line, query)
-        qrels[query][item] = grade(value, line)
-    return qrels
-
-
-def write_qrels(path: str | os.PathLike[str], qrels: Qrels) -> None:
-    """Write BEIR's judgements: a header and 3 columns.
-
-    Raises:
-        RetrievalUsageError: An id has a tab or a line break, or is empty.
-    """
-    judged = (row(query, item, str(grade)) for query, own in qrels.items() for item, grade in own.items())
-    write_lines(path, itertools.chain([row(*HEADER)], judged))
 
 
 def write_queries(path: str | os.PathLike[str], queries: Iterable[Query]) -> None:

@@ -1,4 +1,4 @@
-"""An index against judgements: how good, how sure, how fast, how large; and against another system."""
+"""An index against judgements: how good, how sure, how fast, how large."""
 
 from __future__ import annotations
 
@@ -14,34 +14,17 @@ from vlmkit_retrieval.engines import engine_kind
 from vlmkit_retrieval.errors import RetrievalError
 from vlmkit_retrieval.eval.beir import Query
 from vlmkit_retrieval.eval.exact import against_exact, as_approximate
-from vlmkit_retrieval.eval.metrics import Scores, score
+from vlmkit_retrieval.eval.measured import Measured
+from vlmkit_retrieval.eval.metrics import score
 from vlmkit_retrieval.eval.names import Names, judged_names, relevant_names
 from vlmkit_retrieval.eval.searching import Progress, disk_bytes, search_all
-from vlmkit_retrieval.eval.stats import CONFIDENCE, RESAMPLES, Difference, Estimate, compare, estimate
+from vlmkit_retrieval.eval.stats import CONFIDENCE, RESAMPLES, estimate
 from vlmkit_retrieval.eval.task import Task
-from vlmkit_retrieval.eval.trec import Run, read_run
 from vlmkit_retrieval.images import load_image, upright_rgb
 from vlmkit_retrieval.types import Embedder, Vectors
 
 if TYPE_CHECKING:
     from vlmkit_retrieval.index import Index
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A system against the judgements of a task.
-
-    Attributes:
-        name: Path of its index, or of its run.
-        scores: Every metric for every query.
-        estimates: Mean and interval by metric.
-        run: Score by item by query, best first; items by the names of the qrels.
-    """
-
-    name: str
-    scores: Scores
-    estimates: Mapping[str, Estimate]
-    run: Run
 
 
 @dataclass(frozen=True)
@@ -134,31 +117,6 @@ def item_names(index: Index, task: Task, roots: Sequence[str | os.PathLike[str]]
     synced = [Path(root).parent if root in set(items) else root for root in index.manifest.roots]
     folders = roots or [task.folder, *synced]
     return Names(judged_names(task.qrels), items, folders, task.corpus)
-
-
-def measure_run(path: str | os.PathLike[str], task: Task, names: Names, k: int = 10) -> Measured:
-    """A run in TREC's format against a task; its items by the names of the qrels, or by those of the index.
-
-    Raises:
-        RetrievalError: The file is damaged, or has none of the queries, or no judged item for any of them.
-    """
-    run = names.rename(read_run(path))
-    if not run.keys() & task.qrels.keys():
-        raise RetrievalError(
-            f"{os.fspath(path)} has none of the queries of the qrels (its first is "
-            f"{next(iter(run), 'nothing')!r}, theirs {next(iter(task.qrels))!r}); give a run of these queries"
-        )
-    if not any(run.get(query, {}).keys() & grades.keys() for query, grades in task.qrels.items()):
-        raise RetrievalError(
-            f"{os.fspath(path)} names no judged item; name items as the qrels do, or as the index does"
-        )
-    scores = score(task.qrels, run, k)
-    return Measured(os.fspath(path), scores, estimate(scores), run)
-
-
-def differences(system: Measured, other: Measured) -> dict[str, Difference]:
-    """The paired comparison: positive where `system` is better than `other`."""
-    return compare(system.scores, other.scores)
 
 
 def _lost_queries(names: Names, task: Task, index: Index) -> tuple[str, ...]:

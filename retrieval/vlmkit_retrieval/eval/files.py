@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,3 +97,24 @@ def write_lines(path: str | os.PathLike[str], texts: Iterable[str]) -> None:
     partial = place.with_name(f"{place.name}.partial")
     partial.write_text(content, encoding="utf-8", newline="\n")
     partial.replace(place)
+
+
+def row(*columns: str) -> str:
+    """A line of columns between tabs.
+
+    Raises:
+        RetrievalUsageError: A column has a tab or a line break, or is blank.
+    """
+    for column in columns:
+        if not column.strip() or any(mark in column for mark in "\t\r\n"):
+            raise RetrievalUsageError(
+                f"{column!r} cannot be a column of a TREC or BEIR file: it is blank, or has a tab or a line "
+                "break; rename the item"
+            )
+    return "\t".join(columns)
+
+
+def once(known: Mapping[str, object], item: str, line: Line, query: str) -> None:
+    """Refuse an item that a query has already."""
+    if item in known:
+        raise line.error(f"{item!r} is there twice for query {query!r}; keep one of the lines")

@@ -1,6 +1,6 @@
 """Recall, MRR, nDCG and MAP of rankings against graded judgements, as trec_eval defines them.
 
-A metric sees rankings, never scores: who made the ranking decided how equal scores are ordered (see `trec`).
+A metric sees rankings, never scores: who made the ranking decided how equal scores are ordered (see `runs`).
 
 Shapes: Q queries, K ranks (the cut-off, the k of `@k`).
 """

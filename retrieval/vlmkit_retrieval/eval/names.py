@@ -69,11 +69,22 @@ class Names:
             self.item_of[name], self.name_of[item] = item, name
 
     def rename(self, run: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-        """A run by the names of the qrels; an item without judgement keeps its id."""
-        return {
-            query: {self.name_of.get(item, item): score for item, score in scores.items()}
-            for query, scores in run.items()
-        }
+        """A run by the names of the qrels; an item without judgement keeps its id.
+
+        Raises:
+            RetrievalError: A query has an item twice, by its name and by its id.
+        """
+        return {query: self._renamed(query, scores) for query, scores in run.items()}
+
+    def _renamed(self, query: str, scores: Mapping[str, float]) -> dict[str, float]:
+        renamed = {self.name_of.get(item, item): score for item, score in scores.items()}
+        if len(renamed) < len(scores):
+            twice = next(item for item in scores if self.name_of.get(item, item) in scores.keys() - {item})
+            raise RetrievalError(
+                f"query {query!r} of the run has {twice!r} and {self.name_of[twice]!r}, which are one item; "
+                "name it one way"
+            )
+        return renamed
 
 
 def relevant_names(qrels: Qrels) -> set[str]:

@@ -15,7 +15,7 @@ from PIL import Image
 from vlmkit_retrieval.errors import RetrievalError
 from vlmkit_retrieval.eval.beir import Query
 from vlmkit_retrieval.eval.metrics import Floats
-from vlmkit_retrieval.eval.trec import Run
+from vlmkit_retrieval.eval.runs import Run
 from vlmkit_retrieval.images import load_image
 from vlmkit_retrieval.types import Embedder, Hit
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlmkit_retrieval.errors import RetrievalError, RetrievalUsageError
-from vlmkit_retrieval.eval.beir import Document, Query, read_corpus, read_qrels, read_queries
+from vlmkit_retrieval.eval.beir import Document, Query, read_corpus, read_queries
 from vlmkit_retrieval.eval.metrics import Qrels
+from vlmkit_retrieval.eval.qrels import read_qrels
 
 QUERIES = "queries.jsonl"
 

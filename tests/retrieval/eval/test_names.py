@@ -42,6 +42,12 @@ def test_two_names_of_one_item_are_refused():
         Names(["a.png", "./a.png"], ITEMS, ["/other"])
 
 
+def test_an_item_that_a_run_names_both_ways_is_refused():
+    names = Names(["a.png"], ITEMS, ["/other"])
+    with pytest.raises(RetrievalError, match=r"'q' of the run has '/other/a.png' and 'a.png', which are one"):
+        names.rename({"q": {"a.png": 2.0, "/other/a.png": 1.0}})
+
+
 def test_a_folder_is_the_one_its_link_leads_to(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")

@@ -1,7 +1,6 @@
-"""TREC's files: qrels of 4 columns, runs of 6 columns; and the order that trec_eval gives to equal scores.
+"""Runs, what a system found for every query: TREC's files of 6 columns, trec_eval's order of equal scores.
 
-Columns are separated by tabs when written: an id may hold spaces (a file's name), which trec_eval alone
-cannot read.
+They are written with tabs, as the qrels are.
 """
 
 from __future__ import annotations
@@ -12,13 +11,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from vlmkit_retrieval.errors import RetrievalUsageError
-from vlmkit_retrieval.eval.files import Line, lines, write_lines
-from vlmkit_retrieval.eval.metrics import Qrels
+from vlmkit_retrieval.eval.files import Line, lines, once, row, write_lines
 
 # Score by item by query, best first.
 Run = dict[str, dict[str, float]]
-QRELS_COLUMNS = "query, 0, item, grade"
 RUN_COLUMNS = "query, Q0, item, rank, score, name of the run"
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -66,59 +62,6 @@ def _run_lines(run: Mapping[str, Mapping[str, float]], name: str) -> Iterator[st
         for rank, (item, score) in enumerate(scores.items(), start=1):
             last = min(np.float32(score), np.nextafter(last, np.float32(-math.inf)))
             yield row(query, "Q0", item, str(rank), f"{last:.9g}", name)
-
-
-def trec_qrels(found: Iterator[Line]) -> dict[str, dict[str, int]]:
-    """Judgements from lines of 4 columns: query, 0, item, grade."""
-    qrels: dict[str, dict[str, int]] = {}
-    for line in found:
-        query, _, item, value = line.columns(4, QRELS_COLUMNS)
-        once(qrels.setdefault(query, {}), item, line, query)
-        qrels[query][item] = grade(value, line)
-    return qrels
-
-
-def write_trec_qrels(path: str | os.PathLike[str], qrels: Qrels) -> None:
-    """Write judgements with 4 columns.
-
-    Raises:
-        RetrievalUsageError: An id has a tab or a line break, or is empty.
-    """
-    write_lines(
-        path,
-        (row(query, "0", item, str(value)) for query, own in qrels.items() for item, value in own.items()),
-    )
-
-
-def row(*columns: str) -> str:
-    """A line of columns between tabs.
-
-    Raises:
-        RetrievalUsageError: A column has a tab or a line break, or is blank.
-    """
-    for column in columns:
-        if not column.strip() or any(mark in column for mark in "\t\r\n"):
-            raise RetrievalUsageError(
-                f"{column!r} cannot be a column of a TREC or BEIR file: it is blank, or has a tab or a line "
-                "break; rename the item"
-            )
-    return "\t".join(columns)
-
-
-def once(known: Mapping[str, object], item: str, line: Line, query: str) -> None:
-    """Refuse an item that a query has already."""
-    if item in known:
-        raise line.error(f"{item!r} is there twice for query {query!r}; keep one of the lines")
-
-
-def grade(value: str, line: Line) -> int:
-    """A whole number; relevant from 1 on."""
-    try:
-        return int(value)
-    except ValueError:
-        raise line.error(
-            f"the grade {value!r} is not a whole number (0 for not relevant, 1, 2, ...)"
-        ) from None
 
 
 def _score(value: str, line: Line) -> float:
