@@ -19,25 +19,24 @@ def print_report(
 ) -> None:
     """Write a report to stdout."""
     console = Console()
+    _say(console, f"{found.name}: {len(found.scores.queries):,} queries, {found.items:,} items")
     console.print(_table(found))
     if other is not None:
+        _say(console, f"against {other.name}")
         console.print(_comparison(found, other, between))
     for line in _lines(found, task):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        _say(console, line)
 
 
 def _table(found: Evaluation) -> Table:
-    title = f"{found.name}: {len(found.scores.queries):,} queries, {found.items:,} items"
-    table = _columns(title, "", "mean", "95 % interval")
+    table = _columns("mean", "95 % interval")
     for name, own in found.estimates.items():
         table.add_row(name, f"{own.mean:.4f}", f"{own.low:.4f} to {own.high:.4f}")
     return table
 
 
 def _comparison(found: Evaluation, other: Measured, between: Mapping[str, Difference]) -> Table:
-    table = _columns(
-        f"\nagainst {other.name}", "", "this", "other", "difference", "95 % interval", "p", "this is"
-    )
+    table = _columns("this", "other", "difference", "95 % interval", "p", "this is")
     for name, own in between.items():
         means = (f"{found.estimates[name].mean:.4f}", f"{other.estimates[name].mean:.4f}")
         verdict = ("better" if own.mean > 0 else "worse") if own.significant else "-"
@@ -46,9 +45,9 @@ def _comparison(found: Evaluation, other: Measured, between: Mapping[str, Differ
     return table
 
 
-def _columns(title: str, first: str, *others: str) -> Table:
-    table = Table(first, title=title, title_justify="left", box=None)
-    for name in others:
+def _columns(*names: str) -> Table:
+    table = Table("", box=None)
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     return table
 
@@ -75,3 +74,7 @@ def _lines(found: Evaluation, task: Task) -> Iterator[str]:
 def _named(queries: tuple[str, ...]) -> str:
     more = f" and {len(queries) - NAMED:,} more" if len(queries) > NAMED else ""
     return f"{len(queries):,} queries ({', '.join(queries[:NAMED])}{more})"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
