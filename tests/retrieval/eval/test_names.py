@@ -37,6 +37,10 @@ def test_several_folders_and_a_name_that_fits_two_items():
     assert Names(["a.png"], ITEMS, ["/other"]).item_of == {"a.png": "/other/a.png"}
 
 
+def test_an_id_of_the_index_that_is_no_path():
+    assert Names(["page:7"], [*ITEMS, "page:7"], ["/other"]).item_of == {"page:7": "page:7"}
+
+
 def test_two_names_of_one_item_are_refused():
     with pytest.raises(RetrievalError, match=r"'./a.png' and 'a.png' .* are one item, /other/a.png"):
         Names(["a.png", "./a.png"], ITEMS, ["/other"])

@@ -93,6 +93,12 @@ def test_power_and_false_alarms():
     assert np.mean(alarms) < 0.1
 
 
+def test_p_is_two_sided():
+    """Of four draws from +1, +1, +1, -1 the mean is not above 0 if two are -1: with probability 0.2617."""
+    found = compare(scores(m=[1, 1, 1, 0]), scores(m=[0, 0, 0, 1]))["m"]
+    assert found.p == pytest.approx(2 * (1 - 0.75**4 - 4 * 0.25 * 0.75**3), abs=0.03)
+
+
 def test_the_difference_turns_with_the_sides():
     one, two = noisy(np.random.default_rng(2), -0.03)
     forth, back = compare(two, one)["m"], compare(one, two)["m"]
