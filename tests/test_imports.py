@@ -19,7 +19,7 @@ SOURCES = {
 FLOORS = [
     {"cli", "__main__", "quickstart"},
     {"sweep"},
-    {"train", "share", "evaluate", "embedders", "look", "plan", "plan_memory", "data_check"},
+    {"train", "share", "evaluate", "embedders", "look", "plan", "plan_memory", "data_check", "mteb"},
     {"assemble", "apart", "blueprint", "init_from", "quantize", "tiny"},
     {
         "vlm",

@@ -40,14 +40,22 @@ def indexes(in_home, cli, index):
         assert cli("index", "sync", "indexes/photos", "gallery", "--encoder", "runs/quickstart")[0] == 0
 
 
+@pytest.fixture
+def judgements(in_home):
+    """The judgements that the retrieval guide writes, for its other blocks."""
+    if not (in_home / "gallery/qrels.tsv").exists():
+        [code] = [p.values[0] for p in blocks("python") if 'write_qrels("gallery/qrels.tsv"' in p.values[0]]
+        exec(compile(code, "block", "exec"), {"__name__": "block"})
+
+
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python_blocks_run(code, indexes, tmp_path):
+def test_python_blocks_run(code, indexes, judgements, tmp_path):
     code = code.replace("runs/taste", f"{tmp_path}/taste")
     exec(compile(code, "block", "exec"), {"__name__": "block"})
 
 
 @pytest.mark.parametrize("code", blocks("bash"))
-def test_commands_run(code, indexes, cli):
+def test_commands_run(code, indexes, judgements, cli):
     for line in filter(None, code.splitlines()):
         program, *argv = shlex.split(line, comments=True)
         assert program == "vlmkit"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from vlmkit import __version__
 from vlmkit.cli import ask, data, encoder, index, list_, look, plan, rag, search, sweep, train
+from vlmkit.cli import eval as eval_
 
 Run = Callable[[argparse.Namespace], int]
 VERBS = {
@@ -22,6 +23,7 @@ VERBS = {
     "look": look,
     "index": index,
     "search": search,
+    "eval": eval_,
     "rag": rag,
 }
 
