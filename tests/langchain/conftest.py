@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from vlmkit.assemble import assemble
@@ -29,23 +29,17 @@ def tokenizer(normalizer=None):
         vocab_size=300, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
     words.train_from_iterator(WORDS, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="</s>"
-    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=words, **names)
 
 
 @pytest.fixture
 def nfkc_tokenizer():
     """It reads full-width letters as their narrow ones, and finds its control tokens among them."""
     words = tokenizer(normalizers.NFKC())
-    words.add_tokens([token_of("<image>"), token_of("<|stop|>")], special_tokens=True)
+    controls = [AddedToken(name, normalized=True, special=True) for name in ("<image>", "<|stop|>")]
+    words.add_tokens(controls, special_tokens=True)
     return words
-
-
-def token_of(text):
-    from tokenizers import AddedToken
-
-    return AddedToken(text, normalized=True, special=True)
 
 
 @pytest.fixture(scope="session")
@@ -61,13 +55,20 @@ def llm_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_vlm(tiny_recipe, roughen, llm_folder):
-    """A function: a prompt format and changes of the model's recipe to a VLM that writes any bytes."""
+    """A function: a prompt format and changes of the model's recipe to a VLM that reads anything."""
 
     def make(prompt="chatml", seed=0, **model):
         recipe = tiny_recipe()
         parts = recipe.model.model_dump() | {"llm": {"weights": str(llm_folder)}, "prompt": prompt, **model}
         recipe = type(recipe).model_validate(recipe.model_dump() | {"model": parts})
-        return roughen(assemble(recipe), seed).eval()
+        model = roughen(assemble(recipe), seed).eval()
+        # So that answers can be read, and cut: only tokens of plain letters.
+        words = model.processor.tokenizer
+        texts = [words.decode([i]) for i in range(len(words))]
+        model.generation_config.suppress_tokens += [
+            i for i, text in enumerate(texts) if not (text.isascii() and text.isprintable())
+        ]
+        return model
 
     return make
 

@@ -19,9 +19,9 @@ from vlmkit_retrieval.images import FORMATS, MAX_BYTES, read_file
 Fetch = Callable[[str], bytes]
 # Of block types that hold no text; the value is what is in them.
 REFUSED = {
-    "audio": "audio", "input_audio": "audio", "video": "video", "file": "a file (PDF or other)",
-    "document": "a document", "media": "media", "tool_use": "a tool call", "tool_call": "a tool call",
-    "tool_result": "a tool's result",
+    "audio": "audio", "input_audio": "audio", "video": "video", "media": "media",
+    "file": "a file (PDF or other)", "document": "a file (PDF or other)",
+    "tool_use": "a tool call", "tool_call": "a tool call", "tool_result": "a tool's result",
 }  # fmt: skip
 
 

@@ -72,9 +72,9 @@ class ChatVlmkit(BaseChatModel):
     _vlm: VLM = PrivateAttr()
     _identity: str = PrivateAttr()
 
-    def model_post_init(self, context: Any, /) -> None:
-        """Load the model, and check what was given."""
-        super().model_post_init(context)
+    def __init__(self, **fields: Any) -> None:
+        """Load the model, and check what was given: after pydantic, which would wrap our errors in its."""
+        super().__init__(**fields)
         self._settings(None, {})
         if isinstance(self.model, VLM):
             # Answers of two models that were given as objects are never taken for each other by a cache.

@@ -89,15 +89,13 @@ class _Pieces(TextStreamer):  # type: ignore[misc]
     """Gives out an answer's text, up to a stop sequence, as whole words come together."""
 
     def __init__(self, tokenizer: Any, stops: StopText, emit: Callable[[Event], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.stopped = False
+        super().__init__(tokenizer, skip_special_tokens=True)
         self._stops, self._emit = stops, emit
 
-    def put(self, value: torch.Tensor) -> None:
-        super().put(value)
-        # Words are held back until a space comes; where a stop sequence is in one, no more need be made.
+    def stopped(self) -> bool:
+        """Whether a stop sequence is there, in the word too that is held back until it is whole."""
         written = self.tokenizer.decode(self.token_cache, **self.decode_kwargs)
-        self.stopped = self._stops.found or self._stops.would_stop(written[self.print_len :])
+        return self._stops.found or self._stops.would_stop(written[self.print_len :])
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         shown = self._stops.push(text) + (self._stops.end() if stream_end else "")
@@ -105,14 +103,21 @@ class _Pieces(TextStreamer):  # type: ignore[misc]
             self._emit(shown)
 
 
-class _Halt(StoppingCriteria):  # type: ignore[misc]
-    """Ends a generation where its text stops, or that nobody waits for."""
+class _Watch(StoppingCriteria):  # type: ignore[misc]
+    """Hands each token to the text, and ends a generation where the text stops or nobody waits for it.
+
+    `generate` gives a token to a streamer of its own only after it has asked whether to go on, one too late.
+    """
 
     def __init__(self, pieces: _Pieces, closed: threading.Event) -> None:
+        self.stopped = False
         self._pieces, self._closed = pieces, closed
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        ended = self._pieces.stopped or self._closed.is_set()
+        if not self.stopped:
+            self._pieces.put(input_ids[:, -1])
+            self.stopped = self._pieces.stopped()
+        ended = self.stopped or self._closed.is_set()
         return torch.full(input_ids.shape[:1], ended, device=input_ids.device)
 
 
@@ -159,15 +164,17 @@ def _generate(
     try:
         inputs = model_inputs(model, [query])
         pieces = _Pieces(model.processor.tokenizer, StopText(settings.stop), emit)
-        halt = StoppingCriteriaList([_Halt(pieces, closed)])
-        tokens_1L = model.generate(**inputs, streamer=pieces, stopping_criteria=halt, **settings.options)
+        watch = _Watch(pieces, closed)
+        criteria = StoppingCriteriaList([watch])
+        tokens_1L = model.generate(**inputs, stopping_criteria=criteria, **settings.options)
+        pieces.end()
     finally:
         model.train(training)
     prompt = inputs["input_ids"]
     new = tokens_1L[0, prompt.shape[1] :].tolist()
     images = image_tokens(model, [image.size for image in query.images])
     words = int((prompt != model.config.image_token_id).sum())
-    return End(_reason(model, new, settings, pieces.stopped), words + images, images, len(new))
+    return End(_reason(model, new, settings, watch.stopped), words + images, images, len(new))
 
 
 def image_tokens(model: VLM, sizes: Sequence[tuple[int, int]]) -> int:

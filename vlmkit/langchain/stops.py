@@ -45,11 +45,14 @@ class StopText:
         return any(stop in self._held + text for stop in self._stops)
 
     def _cut(self) -> bool:
-        """Drop the first stop sequence and what follows it."""
-        places = [self._held.find(stop) for stop in self._stops]
-        first = min((place for place in places if place >= 0), default=None)
-        if first is not None:
-            self._held, self.found = self._held[:first], True
+        """Drop the stop sequence that is complete first, and what follows it.
+
+        One that starts earlier and ends later does not count: token by token it would not have been seen.
+        """
+        places = [(self._held.find(stop), stop) for stop in self._stops]
+        found = [(start + len(stop), start) for start, stop in places if start >= 0]
+        if found:
+            self._held, self.found = self._held[: min(found)[1]], True
         return self.found
 
     def _undecided(self) -> int:
