@@ -16,6 +16,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from PIL import Image
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
 
+from vlmkit import register_auto_classes
 from vlmkit.errors import UsageError
 from vlmkit.langchain.blocks import Fetch
 from vlmkit.langchain.generation import Settings, image_tokens
@@ -80,6 +81,7 @@ class ChatVlmkit(BaseChatModel):
             # Answers of two models that were given as objects are never taken for each other by a cache.
             self._vlm, self._identity = self.model, uuid.uuid4().hex
         elif isinstance(self.model, str | os.PathLike):
+            register_auto_classes()  # else transformers warns of a model type that it does not know
             self._vlm, self._identity = VLM.from_pretrained(self.model), os.fspath(self.model)
         else:
             raise UsageError(
