@@ -19,7 +19,18 @@ SOURCES = {
 FLOORS = [
     {"cli", "__main__", "quickstart"},
     {"sweep"},
-    {"train", "share", "evaluate", "embedders", "look", "plan", "plan_memory", "data_check", "mteb"},
+    {
+        "train",
+        "share",
+        "evaluate",
+        "embedders",
+        "langchain",
+        "look",
+        "plan",
+        "plan_memory",
+        "data_check",
+        "mteb",
+    },
     {"assemble", "apart", "blueprint", "init_from", "quantize", "tiny"},
     {
         "vlm",
@@ -41,6 +52,7 @@ FLOORS = [
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = {
     "torch", "transformers", "accelerate", "peft", "datasets", "matplotlib", "qdrant_client", "qdrant_edge",
+    "langchain_core",
 }  # fmt: skip
 
 
@@ -108,6 +120,12 @@ def test_connectors_know_torch_alone():
         assert others <= {"torch"}, file
 
 
+def test_one_folder_knows_langchain():
+    for file in files("vlmkit"):
+        if room_of(file) != "langchain":
+            assert not {name for name in packages_of(file) if name.startswith("langchain")}, file
+
+
 def test_retrieval_knows_neither_torch_nor_vlmkit():
     for file in files("vlmkit_retrieval"):
         assert not packages_of(file) & {"torch", "transformers", "vlmkit", "vlmkit_connectors"}, file
@@ -162,7 +180,7 @@ def test_importing_changes_nothing_in_the_environment(python):
 
 def test_public_names_are_there_and_no_others():
     public = {
-        "VLM", "Index", "Processor", "UsageError", "VLMConfig", "VlmkitError", "__version__",
+        "ChatVlmkit", "VLM", "Index", "Processor", "UsageError", "VLMConfig", "VlmkitError", "__version__",
         "answer_question",
         "load_encoder", "load_recipe", "register_auto_classes", "train_recipe",
     }  # fmt: skip

@@ -14,6 +14,7 @@ _NAMES = {
     "VLM": "vlmkit.vlm",
     "VLMConfig": "vlmkit.config",
     "Processor": "vlmkit.processor",
+    "ChatVlmkit": "vlmkit.langchain",
     "load_encoder": "vlmkit.embedders",
     "load_recipe": "vlmkit.recipe",
     "train_recipe": "vlmkit.train.run",
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from vlmkit.config import VLMConfig
     from vlmkit.embedders import load_encoder
     from vlmkit.errors import UsageError, VlmkitError
+    from vlmkit.langchain import ChatVlmkit
     from vlmkit.processor import Processor
     from vlmkit.recipe import load_recipe
     from vlmkit.train.run import train_recipe
@@ -71,6 +73,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "VLM",
+    "ChatVlmkit",
     "Index",
     "Processor",
     "UsageError",
