@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 from PIL import Image
 
 from vlmkit_retrieval.engines import engine_kind, open_engine
 from vlmkit_retrieval.errors import RetrievalError, RetrievalUsageError
 from vlmkit_retrieval.feature_store import FeatureStore
-from vlmkit_retrieval.images import upright_rgb
 from vlmkit_retrieval.lock import FileLock
 from vlmkit_retrieval.manifest import MANIFEST, EncoderEntry, Manifest
+from vlmkit_retrieval.search.asked import AskedSpace, image_space
+from vlmkit_retrieval.search.hits import SearchHit
+from vlmkit_retrieval.search.options import SearchOptions
+from vlmkit_retrieval.search.searcher import Searcher
 from vlmkit_retrieval.sync import Progress, Sync
-from vlmkit_retrieval.types import Embedder, Hit, SyncReport, Vectors
+from vlmkit_retrieval.types import Embedder, SyncReport
+from vlmkit_retrieval.where import Where
 
 
 class Index:
@@ -173,22 +176,40 @@ class Index:
         return sync.run(embedder, self.add_encoder(embedder, reference), progress)
 
     def search(
-        self, text: str | None = None, image: Image.Image | None = None, *, embedder: Embedder, k: int = 10
-    ) -> list[Hit]:
-        """The `k` items nearest to a text or to an image, best first, by exact cosine similarity.
+        self,
+        text: str | None = None,
+        image: Image.Image | None = None,
+        *,
+        embedder: Embedder | Sequence[Embedder],
+        k: int = 10,
+        where: Where | Mapping[str, Any] | None = None,
+        options: SearchOptions | None = None,
+        also: Sequence[AskedSpace] = (),
+    ) -> list[SearchHit]:
+        """The `k` items nearest to a text, to an image, or to both, best first, each with its explanation.
+
+        Args:
+            text: What to search for in words: goes to encoders with a text tower.
+            image: What to search for as a picture: goes to every encoder.
+            embedder: One encoder that filled the index, or several, whose lists are fused.
+            k: At most so many.
+            where: Only items that this filter lets through, e.g. `{"kind": "image"}` (see `where.py`).
+            options: Weights, how a text and an image are composed, near-duplicates, diversity.
+            also: Other spaces to ask, e.g. `term_space("bm25", Bm25Terms())`.
 
         Raises:
-            RetrievalUsageError: Not exactly one of text and image, or an empty text.
+            RetrievalUsageError: Neither text nor image, an empty text, a filter or an option without meaning.
             RetrievalError: An encoder that did not fill the index, or text for one that embeds images only.
         """
-        if text is not None and not text.strip():
-            raise RetrievalUsageError("the query text is empty; describe what to search for")
-        name = self.require_encoder(embedder)
-        if text is not None and image is None:
-            return self.engine.search(name, self._embed_text(text, embedder, name), k)
-        if image is not None and text is None:
-            return self.engine.search(name, embedder.embed_images([upright_rgb(image)])[0], k)
-        raise RetrievalUsageError("search needs a text or an image, exactly one of them")
+        given = embedder if isinstance(embedder, Sequence) else [embedder]
+        names = {self.require_encoder(one): one for one in given}
+        spaces = [
+            image_space(name, one, text=self.manifest.encoders[name].text) for name, one in names.items()
+        ]
+        if text is not None and names and not any(space.text for space in [*spaces, *also]):
+            raise self._no_text(next(iter(names)))
+        searcher = Searcher(self.engine, [*spaces, *also])
+        return searcher.search(text, image, k=k, where=where, options=options or SearchOptions())
 
     def info(self) -> dict[str, Any]:
         """What the index holds, as JSON values: path, engine, items, encoders, roots."""
@@ -237,14 +258,12 @@ class Index:
             f"{fingerprint[:12]}; use the stored one, or sync into a new index directory"
         )
 
-    def _embed_text(self, text: str, embedder: Embedder, name: str) -> Vectors:
-        if not self.manifest.encoders[name].text:
-            others = [n for n, entry in self.manifest.encoders.items() if entry.text]
-            raise RetrievalError(
-                f"encoder {name!r} embeds images only; search by an image, or use an encoder with a text "
-                f"tower (in this index: {', '.join(others) or 'none'})"
-            )
-        return np.asarray(embedder.embed_text([text])[0], np.float32)
+    def _no_text(self, name: str) -> RetrievalError:
+        others = [n for n, entry in self.manifest.encoders.items() if entry.text]
+        return RetrievalError(
+            f"encoder {name!r} embeds images only; search by an image, or use an encoder with a text "
+            f"tower (in this index: {', '.join(others) or 'none'})"
+        )
 
 
 @dataclass

@@ -27,7 +27,7 @@ class Searched(Protocol):
 
     def search(
         self, text: str | None = None, image: Image.Image | None = None, *, embedder: Embedder, k: int = 10
-    ) -> list[Hit]:
+    ) -> Sequence[Hit]:
         """The `k` best items, best first."""
         ...
 
