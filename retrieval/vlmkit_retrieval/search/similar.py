@@ -71,8 +71,8 @@ def diversify(
 
     The next one is always that with the largest `relevance * r - (1 - relevance) * s`: r is its score,
     brought to 0 (worst candidate) to 1 (best); s is its largest cosine to one that was picked, 0 where
-    either has no vector. Of equal ones the better hit is picked. Carbonell and Goldstein, "The Use of MMR, Diversity-Based
-    Reranking for Reordering Documents and Producing Summaries", SIGIR 1998.
+    either has no vector. Of equal ones the better hit is picked. Carbonell and Goldstein, "The Use of MMR,
+    Diversity-Based Reranking for Reordering Documents and Producing Summaries", SIGIR 1998.
 
     Args:
         hits: Candidates, best first.
