@@ -122,7 +122,7 @@ def test_an_image_without_a_caption_has_concluded_ranks(searcher):
 
 def test_like_this_but_red(searcher):
     """Each list knows one half of the query: the bluish image whose caption says red comes out on top."""
-    both_halves = SearchOptions(weights={"colour:image": 2})
+    both_halves = SearchOptions(weights={"colour:image": 5})
     hits = searcher.search("red", picture("blue"), options=both_halves)
     assert hits[0].id == "sky"
     assert searcher.search("red")[0].id != "sky"
@@ -135,7 +135,7 @@ def test_one_vector_between_text_and_image(searcher):
     """Between red and blue lie both bright shades; the nearer end decides which is first."""
     only = {"captions": 0, "bm25": 0}
     for how in ("mean", "slerp"):
-        for blend, first in ((0.0, "blue"), (0.2, "sky"), (0.8, "rose"), (1.0, "red")):
+        for blend, first in ((0.0, "blue"), (0.35, "sky"), (0.65, "rose"), (1.0, "red")):
             options = SearchOptions(compose=how, blend=blend, weights=only)
             hits = searcher.search("red", picture("blue"), k=1, options=options)
             assert (hits[0].id, hits[0].explanation.shares[0].list) == (first, "colour:both")
