@@ -96,7 +96,22 @@ SURFACE = {
         "--json",
         "--debug",
     },
-    "search": {"index", "query", "--image", "-k", "--encoder", "--json", "--debug"},
+    "search": {
+        "index",
+        "query",
+        "--image",
+        "-k",
+        "--where",
+        "--collapse",
+        "--near",
+        "--mmr",
+        "--by",
+        "--encoder",
+        "--explain",
+        "--html",
+        "--json",
+        "--debug",
+    },
     "rag": {"index", "question", "--vlm", "-k", "--rule", "--encoder", "--quantize", "--json", "--debug"},
 }
 

@@ -1,48 +1,145 @@
-"""Find images in an index by text or by image."""
+"""Find items in an index by text, by image, or by both."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from vlmkit.encoders.base import VisionEncoder
     from vlmkit_retrieval import Index
+    from vlmkit_retrieval.search import SearchHit, SearchOptions
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vlmkit search`."""
     parser.add_argument("index", metavar="INDEX", help="the index's directory")
-    parser.add_argument("query", nargs="?", metavar="QUERY", help="text that describes the images")
-    parser.add_argument("--image", metavar="FILE", help="an image to find similar ones of")
+    parser.add_argument("query", nargs="?", metavar="QUERY", help="text that describes what to find")
+    parser.add_argument("--image", metavar="FILE", help="an image to find similar ones of; also with a QUERY")
     parser.add_argument("-k", type=int, default=10, metavar="N", help="number of hits (10)")
     parser.add_argument(
-        "--encoder", metavar="RUN|NAME", help="where the index's encoder is now, if it has moved"
+        "--where",
+        metavar="JSON",
+        help='only items that match, e.g. \'{"kind": "image", "year": {"$gte": 2019}}\'',
     )
+    parser.add_argument("--collapse", action="store_true", help="show items of the same content once")
+    parser.add_argument(
+        "--near", type=float, metavar="COSINE", help="with --collapse: also those nearer than this, e.g. 0.97"
+    )
+    parser.add_argument(
+        "--mmr", type=float, metavar="PART", help="varied hits: the part of relevance, from 0 to 1, e.g. 0.5"
+    )
+    parser.add_argument("--by", metavar="SPACE", help="the space in which --near and --mmr compare")
+    parser.add_argument(
+        "--encoder",
+        action="append",
+        metavar="RUN|NAME",
+        help="ask this encoder of the index only; give it again for more (all that it remembers)",
+    )
+    parser.add_argument("--explain", action="store_true", help="print rank, score and share of every list")
+    parser.add_argument("--html", metavar="FILE", help="write a page with pictures, scores and why")
     parser.add_argument("--json", action="store_true", help="print one JSON object a hit")
 
 
 def run(args: argparse.Namespace) -> int:
     """Embed the query, search, print."""
-    from vlmkit.cli.console import print_json, shown
     from vlmkit.data.sample import open_image
     from vlmkit.errors import UsageError
     from vlmkit_retrieval import Index
+    from vlmkit_retrieval.search import SearchOptions
 
-    if (not (args.query or "").strip()) == (args.image is None):
-        raise UsageError("give a QUERY text or --image FILE, one of the two")
+    query = args.query if (args.query or "").strip() else None
+    if query is None and args.image is None:
+        raise UsageError("give a QUERY text, --image FILE, or both")
+    if args.html and not Path(args.html).absolute().parent.is_dir():
+        raise UsageError(f"the folder of {args.html} does not exist; make it, or give another file")
+    options = SearchOptions(mmr=args.mmr, collapse=args.collapse, near=args.near, by=args.by)
+    where = _filter(args.where)
+    image = open_image(args.image) if args.image else None
     with Index.open(args.index) as index:
-        encoder = index_encoder(index, args.encoder)
-        image = open_image(args.image) if args.image else None
-        hits = index.search(text=args.query, image=image, embedder=encoder, k=args.k)
+        hits = _hits(index, query, image, args, where, options)
     for hit in hits:
-        if args.json:
-            print_json({"id": hit.id, "score": hit.score, "path": hit.payload["path"]})
-        else:
-            sys.stdout.write(f"{hit.score:.4f}  {shown(hit.payload['path'])}\n")
+        _print(hit, args.json, args.explain)
+    if args.html:
+        _write_page(args, query, image, hits)
     return 0
+
+
+def _filter(stated: str | None) -> Mapping[str, Any] | None:
+    from vlmkit.errors import UsageError
+
+    if stated is None:
+        return None
+    try:
+        found = json.loads(stated)
+    except ValueError as error:
+        found = error
+    if not isinstance(found, dict):
+        raise UsageError(f'--where is no JSON object: {found}; give e.g. --where \'{{"album": "holidays"}}\'')
+    return found
+
+
+def _hits(
+    index: Index,
+    query: str | None,
+    image: Image.Image | None,
+    args: argparse.Namespace,
+    where: Mapping[str, Any] | None,
+    options: SearchOptions,
+) -> list[SearchHit]:
+    encoders = index_encoders(index, args.encoder, by_image=image is not None)
+    return index.search(query, image, embedder=encoders, k=args.k, where=where, options=options)
+
+
+def _print(hit: SearchHit, as_json: bool, explain: bool) -> None:
+    from dataclasses import asdict
+
+    from vlmkit.cli.console import print_json, shown
+
+    path = str(hit.payload.get("path", hit.id))
+    if as_json:
+        copies = [str(copy.payload.get("path", copy.id)) for copy in hit.duplicates]
+        row: dict[str, Any] = {"id": hit.id, "score": hit.score, "path": path}
+        row |= {"duplicates": copies} if copies else {}
+        print_json(row | ({"explanation": asdict(hit.explanation)} if explain else {}))
+        return
+    sys.stdout.write(f"{hit.score:.4f}  {shown(path)}\n")
+    for copy in hit.duplicates:
+        how = "same content" if copy.cosine is None else f"cosine {copy.cosine:.4f}"
+        sys.stdout.write(f"        = {shown(str(copy.payload.get('path', copy.id)))} ({how})\n")
+    if explain:
+        sys.stdout.write("".join(f"        {line}\n" for line in str(hit.explanation).splitlines()))
+
+
+def _write_page(
+    args: argparse.Namespace, query: str | None, image: Image.Image | None, hits: Sequence[SearchHit]
+) -> None:
+    from vlmkit_retrieval.search.page import ShownQuery, gallery
+
+    about = f"index {args.index}" + (f" · filter {args.where}" if args.where else "")
+    Path(args.html).write_text(gallery(ShownQuery(query, image, about), hits), encoding="utf-8")
+    sys.stderr.write(f"{args.html} is written\n")
+
+
+def index_encoders(index: Index, references: Sequence[str] | None, *, by_image: bool) -> list[VisionEncoder]:
+    """The encoders to search by: those named, or all that the index remembers and that can take the query.
+
+    Args:
+        index: An open index.
+        references: Runs or names; none for those that the index remembers.
+        by_image: The query has an image, which every encoder takes; a text goes to those with a text tower.
+    """
+    if references:
+        return [index_encoder(index, reference) for reference in references]
+    entries = index.manifest.encoders.values()
+    able = [entry.reference for entry in entries if entry.reference and (by_image or entry.text)]
+    return [_remembered(reference) for reference in able] or [index_encoder(index, None)]
 
 
 def index_encoder(index: Index | None, reference: str | None) -> VisionEncoder:
@@ -62,9 +159,16 @@ def index_encoder(index: Index | None, reference: str | None) -> VisionEncoder:
             raise UsageError(
                 "the index knows no encoder; name the one that fills it: --encoder RUN or FAMILY:WEIGHTS"
             )
-        reference = known[0]
-        if ":" not in reference and not Path(reference).is_dir():
-            raise UsageError(
-                f"the index remembers the encoder {reference}, which is gone; give --encoder RUN"
-            )
+        return _remembered(known[0])
+    return load_encoder(reference)
+
+
+def _remembered(reference: str) -> VisionEncoder:
+    from vlmkit.cli.console import quiet_loading
+    from vlmkit.embedders import load_encoder
+    from vlmkit.errors import UsageError
+
+    quiet_loading()
+    if ":" not in reference and not Path(reference).is_dir():
+        raise UsageError(f"the index remembers the encoder {reference}, which is gone; give --encoder RUN")
     return load_encoder(reference)

@@ -46,7 +46,8 @@ class Explanation:
     Attributes:
         shares: One a list; they sum to the hit's score.
         fused: Whether the score was fused from several lists; else it is the only list's own score.
-        nearest: With MMR, the largest cosine to a hit above this one; None for the first hit and without MMR.
+        nearest: With MMR, the largest cosine to a hit above this one; None for the first hit, for one without
+            a vector to compare, and without MMR.
     """
 
     shares: tuple[Share, ...]

@@ -90,7 +90,7 @@ def diversify(
         value_N = np.round(relevance * relevance_N - (1 - relevance) * unlike_N, 9)
         best = int(np.argmax(np.where(left, value_N, -np.inf)))
         left[best] = False
-        nearest = float(nearest_N[best]) if picked else None
+        nearest = float(nearest_N[best]) if picked and hits[best].id in vectors else None
         picked.append(replace(hits[best], explanation=replace(hits[best].explanation, nearest=nearest)))
         nearest_N = np.maximum(nearest_N, rows_ND @ rows_ND[best])
     return picked
