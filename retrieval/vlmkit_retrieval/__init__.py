@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vlmkit_retrieval.images import load_image
     from vlmkit_retrieval.index import Index
     from vlmkit_retrieval.rag import answer_question
+    from vlmkit_retrieval.search import Bm25Terms, Searcher, SearchHit, SearchOptions
     from vlmkit_retrieval.types import (
         Answer,
         Answerer,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "Answerer",
+    "Bm25Terms",
     "Citation",
     "Embedder",
     "Engine",
@@ -41,6 +43,9 @@ __all__ = [
     "Point",
     "RetrievalError",
     "RetrievalUsageError",
+    "SearchHit",
+    "SearchOptions",
+    "Searcher",
     "SyncReport",
     "Unreadable",
     "Verdict",
@@ -60,6 +65,7 @@ _MODULES = {
     "images": ("load_image",),
     "index": ("Index",),
     "rag": ("answer_question",),
+    "search": ("Bm25Terms", "SearchHit", "SearchOptions", "Searcher"),
     "types": (
         "Answer",
         "Answerer",

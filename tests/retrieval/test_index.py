@@ -10,6 +10,8 @@ from PIL import Image
 from vlmkit_retrieval.copy import copy_index
 from vlmkit_retrieval.errors import IndexLockedError, RetrievalError, RetrievalUsageError
 from vlmkit_retrieval.index import Index
+from vlmkit_retrieval.search import Bm25Terms, SearchOptions, term_space
+from vlmkit_retrieval.types import Sparse
 
 
 @pytest.fixture
@@ -37,11 +39,47 @@ def test_search_by_text_and_by_image(filled, colours):
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
-def test_search_needs_exactly_one_query(filled, colours):
+def test_search_needs_a_text_or_an_image(filled, colours):
+    with Index.open(filled) as index, pytest.raises(RetrievalUsageError, match="a text, an image, or both"):
+        index.search(embedder=colours)
+
+
+def test_search_by_both_and_several_encoders(filled, photos, colours, grey):
+    blue = Image.new("RGB", (4, 4), (0, 0, 255))
     with Index.open(filled) as index:
-        for query in ({}, {"text": "red", "image": Image.new("RGB", (2, 2))}):
-            with pytest.raises(RetrievalUsageError, match="exactly one"):
-                index.search(**query, embedder=colours)
+        index.sync([photos], grey)
+        hits = index.search("green", blue, embedder=[colours, grey])
+        assert {name.list for name in hits[0].explanation.shares} == {
+            "colour:text",
+            "colour:image",
+            "grey:image",
+        }
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+        with pytest.raises(RetrievalError, match="'grey' embeds images only"):
+            index.search("green", blue, embedder=grey)
+
+
+def test_search_with_a_filter_and_options(filled, photos, colours):
+    (photos / "copy.png").write_bytes((photos / "red.png").read_bytes())
+    with Index.open(filled) as index:
+        index.sync([photos], colours)
+        green = {"path": str(photos / "green.png")}
+        assert names(index.search("red", embedder=colours, where=green)) == ["green.png"]
+        hits = index.search("red", embedder=colours, options=SearchOptions(collapse=True))
+    assert sorted(names(hits)) == ["blue.png", "copy.png", "green.png"]
+    assert names(hits[0].duplicates) == ["red.png"]
+
+
+def test_words_beside_an_encoder(filled, photos, colours):
+    """A space that the index did not fill itself is asked beside the encoder's."""
+    terms = Bm25Terms()
+    with Index.open(filled) as index:
+        index.engine.ensure({"bm25": Sparse()})
+        [words] = terms.embed_documents(["the lawn of our garden"])
+        index.engine.update_vectors({str(photos / "green.png"): {"bm25": words}})
+        hits = index.search("gardens", embedder=colours, also=[term_space("bm25", terms)])
+    assert names(hits)[0] == "green.png"
+    assert hits[0].explanation.shares[1].rank == 1
 
 
 def test_another_fingerprint_of_the_same_name_is_refused(filled, photos, colours):

@@ -147,7 +147,8 @@ def _why(hit: SearchHit, colours: dict[str, str]) -> str:
         else ""
     )
     if not hit.explanation.fused:
-        return f'<p class="note">{"".join(f"{_text(s.list)}, rank {s.rank:g}" for s in hit.explanation.shares)}</p>{note}'
+        [share] = hit.explanation.shares
+        return f'<p class="note">{_text(share.list)}, rank {share.rank:g}</p>{note}'
     head = "<tr><th>list</th><th>rank</th><th>score</th><th>adds</th></tr>"
     return f"<table>{head}{rows}</table>{note}"
 
