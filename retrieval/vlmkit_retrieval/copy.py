@@ -19,7 +19,7 @@ _BATCH = 256
 def copy_index(
     source: str | os.PathLike[str], target: str | os.PathLike[str], engine: str | None = None
 ) -> int:
-    """Copy all items with vectors and payloads, the cache, and what the index knows of encoders and folders.
+    """Copy items with all vectors and payloads, the cache, and what is known of encoders and folders.
 
     Nothing is encoded. The copy is made beside the target and renamed when it is complete, so that one that
     was killed leaves no target; the next one clears away what is left of it.
@@ -58,7 +58,7 @@ def _copy(source: str | os.PathLike[str], target: Path, engine: str | None) -> i
         new.manifest = replace(
             new.manifest, encoders=dict(old.manifest.encoders), roots=list(old.manifest.roots)
         )
-        new.engine.ensure({name: entry.dim for name, entry in old.manifest.encoders.items()})
+        new.engine.ensure(old.engine.spaces())
         copied = 0
         for points in _batches(old.engine.scroll()):
             new.engine.upsert(points)

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from PIL import Image
 
-from vlmkit_retrieval.engines import engine_kind, open_engine
+from vlmkit_retrieval.engines import engine_kind, located, open_engine
 from vlmkit_retrieval.errors import RetrievalError, RetrievalUsageError
 from vlmkit_retrieval.feature_store import FeatureStore
 from vlmkit_retrieval.lock import FileLock
@@ -28,7 +28,7 @@ from vlmkit_retrieval.search.hits import SearchHit
 from vlmkit_retrieval.search.options import SearchOptions
 from vlmkit_retrieval.search.searcher import Searcher
 from vlmkit_retrieval.sync import Progress, Sync
-from vlmkit_retrieval.types import Embedder, SyncReport
+from vlmkit_retrieval.types import Dense, Embedder, SyncReport
 from vlmkit_retrieval.where import Where
 
 
@@ -53,10 +53,10 @@ class Index:
             self._discard = _Discard(self.path, disposable)
             opened.push(self._discard)  # runs when the engine is closed and the lock still held
             self.manifest = Manifest.load(self.path)  # again: its last holder may just have written it
-            self.engine = open_engine(self._engine_location())
+            self.engine = open_engine(located(self.manifest.engine, self.path))
             opened.callback(self.engine.close)
             self.features = FeatureStore(self.path / "features.sqlite")
-            self.engine.ensure({name: entry.dim for name, entry in self.manifest.encoders.items()})
+            self.engine.ensure({name: Dense(entry.dim) for name, entry in self.manifest.encoders.items()})
             self._opened = opened.pop_all()
 
     @classmethod
@@ -77,8 +77,8 @@ class Index:
 
         Args:
             path: Its directory.
-            engine: Where a new index stores its points: None for a directory inside it, or
-                `http(s)://host:port/collection`.
+            engine: Where a new index stores its points: None for a directory inside it,
+                `http(s)://host:port/collection`, or what else `open_engine` takes.
 
         Raises:
             RetrievalError: As `open`, or the directory holds something else, or another engine.
@@ -125,7 +125,7 @@ class Index:
         if entry != stored:
             self.manifest.encoders[name] = entry
             self.manifest.save(self.path)
-            self.engine.ensure({name: entry.dim})
+            self.engine.ensure({name: Dense(entry.dim)})
         return name
 
     def require_encoder(self, embedder: Embedder) -> str:
@@ -240,10 +240,6 @@ class Index:
             return self.engine.count() == 0
         except RetrievalError:  # closed, forked, or the server has gone: who knows
             return False
-
-    def _engine_location(self) -> str:
-        location = self.manifest.engine
-        return str(self.path / location) if engine_kind(location) == "directory" else location
 
     def _name_of(self, embedder: Embedder, fingerprint: str) -> str | None:
         encoders = self.manifest.encoders

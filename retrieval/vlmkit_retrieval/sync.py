@@ -19,7 +19,7 @@ from PIL import Image
 from vlmkit_retrieval.errors import RetrievalError
 from vlmkit_retrieval.images import SUFFIXES, ImageError, decode_image, read_file, sha256
 from vlmkit_retrieval.scan import ScannedFile, is_under, scan
-from vlmkit_retrieval.types import Embedder, Point, SyncReport, Unreadable, Vectors
+from vlmkit_retrieval.types import Embedder, Point, SyncReport, Unreadable, Vector, Vectors
 
 if TYPE_CHECKING:
     from vlmkit_retrieval.index import Index
@@ -163,7 +163,10 @@ class Sync:
         kept = self._index.engine.retrieve(same, with_vectors=True)
         points = []
         for file, sha in work.hashes.items():
-            vectors = {**self._known_vectors(sha), **(kept[file.id].vectors if file.id in kept else {})}
+            vectors: dict[str, Vector] = {
+                **self._known_vectors(sha),
+                **(kept[file.id].vectors if file.id in kept else {}),
+            }
             points.append(Point(file.id, vectors, _payload(file, sha, vectors)))
             self._count(file, stored, kept, name)
         self._index.engine.upsert(points)
@@ -194,7 +197,7 @@ def _has_vector(payload: Mapping[str, Any], sha: str, name: str) -> bool:
     return payload["sha256"] == sha and name in payload["encoders"]
 
 
-def _payload(file: ScannedFile, sha: str, vectors: Mapping[str, Vectors]) -> dict[str, Any]:
+def _payload(file: ScannedFile, sha: str, vectors: Mapping[str, Vector]) -> dict[str, Any]:
     return {
         "path": file.id,
         "sha256": sha,

@@ -17,7 +17,8 @@ from PIL import Image
 from vlmkit_retrieval.where import Where
 
 Vectors = NDArray[np.float32]
-PayloadKind = Literal["keyword", "integer", "float", "text"]
+# "tenant" is a keyword that separates tenants: a server keeps the items of each together.
+PayloadKind = Literal["keyword", "integer", "float", "text", "tenant"]
 
 
 @runtime_checkable
@@ -144,10 +145,23 @@ class Hit:
 
 
 class Engine(Protocol):
-    """A vector store: the same promises for every engine, held by one conformance suite."""
+    """A vector store: the same promises for every engine, held by one conformance suite.
+
+    Attributes:
+        approximate: Whether a search with `exact=False` may miss neighbours: an approximate index exists.
+    """
+
+    @property
+    def approximate(self) -> bool:
+        """Whether a search with `exact=False` may miss neighbours."""
+        ...
 
     def ensure(self, spaces: Mapping[str, Space]) -> None:
-        """Make sure that vectors of these spaces can be stored; a known name keeps its own."""
+        """Make sure that vectors of these spaces can be stored; a known name keeps its precision.
+
+        Raises:
+            RetrievalError: A known name has another kind or width.
+        """
         ...
 
     def spaces(self) -> Mapping[str, Space]:
@@ -159,11 +173,17 @@ class Engine(Protocol):
         ...
 
     def index_payload(self, key: str, kind: PayloadKind) -> None:
-        """Make filters on a payload key fast; done twice, nothing happens."""
+        """Make filters on a payload key fast; done twice, nothing happens. Needs a space.
+
+        Values under the key should be of that kind: an index of integers may find 1.0 where 1 is asked for.
+        """
         ...
 
     def upsert(self, points: Sequence[Point]) -> None:
-        """Insert or replace, all or nothing; refuses NaN, Inf, zero vectors, wrong widths, too large ones."""
+        """Insert or replace. NaN, Inf, zero vectors, wrong widths and too large ones refuse the whole call.
+
+        A large call is written in pieces: each engine says how large they are, and what survives a kill.
+        """
         ...
 
     def update_vectors(self, vectors: Mapping[str, Mapping[str, Vector]]) -> None:
@@ -191,7 +211,14 @@ class Engine(Protocol):
         ...
 
     def search(
-        self, name: str, query: Vector, k: int, where: Where | None = None, *, exact: bool = True
+        self,
+        name: str,
+        query: Vector,
+        k: int,
+        where: Where | None = None,
+        *,
+        exact: bool = True,
+        corpus: Where | None = None,
     ) -> list[Hit]:
         """The `k` best in a space, best first, equal scores in order of id.
 
@@ -201,6 +228,7 @@ class Engine(Protocol):
             k: At most so many.
             where: Only items that it lets through.
             exact: Compare with every item. Otherwise by the approximate index, if there is one.
+            corpus: In a sparse space, count how rare a term is among these items only; None counts in all.
         """
         ...
 

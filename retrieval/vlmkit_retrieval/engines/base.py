@@ -1,182 +1,180 @@
 """What all Qdrant engines share: checks before writing, string ids, exact ranking, no use after a fork.
 
-A subclass talks to one library through the underscored methods and holds no policy of its own.
+A subclass talks to one library through the methods of `Library` and holds no policy of its own.
 """
 
 from __future__ import annotations
 
-import os
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Protocol, Self
-
-import numpy as np
+from typing import Any
 
 from vlmkit_retrieval.engines.checks import (
-    ID_KEY,
-    Row,
     checked_k,
+    checked_payloads,
     checked_rows,
-    checked_vector,
-    ranked,
+    checked_updates,
     to_uuid,
 )
-from vlmkit_retrieval.errors import RetrievalError
-from vlmkit_retrieval.types import Hit, Point, Vectors
+from vlmkit_retrieval.engines.filters import payload_path
+from vlmkit_retrieval.engines.library import Asked, Library
+from vlmkit_retrieval.engines.ranking import best, noise, scores
+from vlmkit_retrieval.engines.records import Scored, stored_id, stored_payload, to_point
+from vlmkit_retrieval.engines.vectors import checked_query
+from vlmkit_retrieval.errors import RetrievalError, RetrievalUsageError
+from vlmkit_retrieval.types import Hit, Multi, PayloadKind, Point, Space, Sparse, Vector
+from vlmkit_retrieval.where import Where
 
-_PAGE = 256
-# Scores of an engine are float32 sums; two candidates closer than this may be in either order.
-_SCORE_NOISE = 1e-5
-
-
-class Record(Protocol):
-    """A stored row as both libraries return it; a search also sets `score`."""
-
-    id: Any
-    payload: Any
-    vector: Any
+# Points a read: libraries give vectors back as lists of Python numbers, 24 bytes each.
+_PAGE, _MULTI_PAGE = 256, 16
+_ID_PAGE = 4096
 
 
-class QdrantPoints(ABC):
+class QdrantPoints(Library):
     """The `Engine` contract on top of a few calls of one library."""
 
-    def __init__(self, location: str) -> None:
-        self.location = location
-        self._pid = os.getpid()
-        self._closed = False
+    @property
+    def approximate(self) -> bool:
+        """See `Engine.approximate`; nothing here builds an approximate index."""
+        return False
+
+    def ensure(self, spaces: Mapping[str, Space]) -> None:
+        """See `Engine.ensure`."""
+        stored = self.spaces()
+        for name, space in spaces.items():
+            if name in stored and not _same(stored[name], space):
+                raise RetrievalError(
+                    f"{self.location}: vector {name!r} is {stored[name]}, {space} was asked for; "
+                    "use another name, or a new index"
+                )
+        missing = {name: space for name, space in spaces.items() if name not in stored}
+        if missing:
+            self._add_spaces(missing)
+
+    def spaces(self) -> Mapping[str, Space]:
+        """See `Engine.spaces`."""
+        self._check_usable()
+        return dict(self._spaces())
+
+    def drop_space(self, name: str) -> None:
+        """See `Engine.drop_space`."""
+        self._check_name(name)
+        self._drop_space(name)
+
+    def index_payload(self, key: str, kind: PayloadKind) -> None:
+        """See `Engine.index_payload`."""
+        self._check_usable()
+        self._check_made()
+        self._index_payload(payload_path(key), kind)
 
     def upsert(self, points: Sequence[Point]) -> None:
         """See `Engine.upsert`."""
-        self._check_usable()
-        rows = checked_rows(points, self._widths())
+        rows = checked_rows(points, self.spaces())
         if rows:
+            self._check_made()
             self._put(rows)
+
+    def update_vectors(self, vectors: Mapping[str, Mapping[str, Vector]]) -> None:
+        """See `Engine.update_vectors`."""
+        rows = checked_updates(vectors, self.spaces())
+        self._check_exist(list(vectors))
+        if rows:
+            self._put_vectors(rows)
+
+    def set_payload(self, payloads: Mapping[str, Mapping[str, Any]]) -> None:
+        """See `Engine.set_payload`."""
+        self._check_usable()
+        checked = checked_payloads(list(payloads), list(payloads.values()))
+        self._check_exist(list(payloads))
+        stored = {to_uuid(id): payload for id, payload in zip(payloads, checked, strict=True) if payload}
+        if stored:
+            self._put_payloads(stored)
 
     def delete(self, ids: Sequence[str]) -> None:
         """See `Engine.delete`."""
         self._check_usable()
-        if ids and self._widths():
+        if ids and self._made():
             self._drop([to_uuid(id) for id in ids])
 
     def retrieve(self, ids: Sequence[str], with_vectors: bool = False) -> dict[str, Point]:
         """See `Engine.retrieve`."""
         self._check_usable()
-        if not ids or not self._widths():
-            return {}
-        records = self._fetch([to_uuid(id) for id in ids], with_vectors)
-        points = [_to_point(record) for record in records]
-        return {point.id: point for point in points}
+        page = self._page() if with_vectors else _ID_PAGE
+        found = {}
+        for start in range(0, len(ids) if self._made() else 0, page):
+            uuids = [to_uuid(id) for id in ids[start : start + page]]
+            points = map(to_point, self._fetch(uuids, with_vectors))
+            found.update({point.id: point for point in points})
+        return found
 
-    def ids(self) -> list[str]:
+    def ids(self, where: Where | None = None) -> list[str]:
         """See `Engine.ids`."""
         self._check_usable()
-        return sorted(self._stored_ids()) if self._widths() else []
+        return sorted(map(stored_id, self._ids(where))) if self._made() else []
 
-    def scroll(self) -> Iterator[Point]:
+    def scroll(self, where: Where | None = None) -> Iterator[Point]:
         """See `Engine.scroll`."""
-        ids = self.ids()
-        for start in range(0, len(ids), _PAGE):
-            page = ids[start : start + _PAGE]
-            points = self.retrieve(page, with_vectors=True)
-            yield from (points[id] for id in page if id in points)
+        ids, page = self.ids(where), self._page()
+        for start in range(0, len(ids), page):
+            points = self.retrieve(ids[start : start + page], with_vectors=True)
+            yield from (points[id] for id in ids[start : start + page] if id in points)
 
-    def search(self, vector_name: str, query: Vectors, k: int) -> list[Hit]:
+    def search(
+        self,
+        name: str,
+        query: Vector,
+        k: int,
+        where: Where | None = None,
+        *,
+        exact: bool = True,
+        corpus: Where | None = None,
+    ) -> list[Hit]:
         """See `Engine.search`."""
-        self._check_usable()
-        unit = checked_vector(query, vector_name, self._widths(), "the query")
-        limit = checked_k(k) + 16
-        found = self._nearest(vector_name, unit, limit)
-        # Equal scores are cut by the engine where it likes: read on until the last one is clearly worse.
-        while len(found) == limit and found[-1].score > found[k - 1].score - _SCORE_NOISE:
-            limit *= 4
-            found = self._nearest(vector_name, unit, limit)
-        return ranked(unit, [_to_point(record) for record in found], vector_name, k)
+        spaces, k = self.spaces(), checked_k(k)
+        asked = Asked(name, checked_query(query, name, spaces), where, exact, corpus)
+        found = self._candidates(asked, k, noise(spaces[name], asked.query))
+        vectors = [] if isinstance(spaces[name], Sparse) else [record.vector[name] for record in found]
+        scores_C = scores(spaces[name], asked.query, vectors, [record.score for record in found])
+        ids = [stored_id(record) for record in found]
+        return [Hit(ids[n], float(scores_C[n]), stored_payload(found[n])) for n in best(scores_C, ids, k)]
 
-    def count(self) -> int:
+    def count(self, where: Where | None = None) -> int:
         """See `Engine.count`."""
         self._check_usable()
-        return self._count() if self._widths() else 0
+        return self._count(where) if self._made() else 0
 
-    def ensure(self, vectors: Mapping[str, int]) -> None:
-        """See `Engine.ensure`."""
-        self._check_usable()
-        stored = self._widths()
-        for name, width in vectors.items():
-            if stored.get(name, width) != width:
-                raise RetrievalError(
-                    f"{self.location}: vector {name!r} is {stored[name]} wide, {width} was asked for; "
-                    "use another name, or a new index"
-                )
-        missing = {name: width for name, width in vectors.items() if name not in stored}
-        if missing:
-            self._add_vectors(missing)
+    def _candidates(self, asked: Asked, k: int, noise: float) -> Sequence[Scored]:
+        """The k best and all that may be as good: an engine cuts equal scores where it likes."""
+        limit = k + 16
+        found = self._nearest(asked, limit)
+        while len(found) == limit and found[-1].score > found[k - 1].score - noise:
+            limit *= 4
+            found = self._nearest(asked, limit)
+        return found
 
-    def close(self) -> None:
-        """See `Engine.close`."""
-        if not self._closed and self._pid == os.getpid():
-            self._close()
-        self._closed = True
+    def _page(self) -> int:
+        return _MULTI_PAGE if any(isinstance(space, Multi) for space in self._spaces().values()) else _PAGE
 
-    def __enter__(self) -> Self:
-        return self
+    def _check_made(self) -> None:
+        if not self._made():
+            raise RetrievalUsageError(f"{self.location} has no space yet; call `ensure` first")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _check_usable(self) -> None:
-        if self._pid != os.getpid():
-            raise RetrievalError(
-                f"{self.location} was opened by process {self._pid}, this is its forked child {os.getpid()}, "
-                "and the engine does not survive a fork; use the 'spawn' start method, or ask the parent"
+    def _check_name(self, name: str) -> None:
+        known = self.spaces()
+        if name not in known:
+            raise RetrievalUsageError(
+                f"{self.location}: no vector is named {name!r} (known: {', '.join(sorted(known)) or 'none'})"
             )
-        if self._closed:
-            raise RetrievalError(f"{self.location} is closed; open it again")
 
-    @abstractmethod
-    def _widths(self) -> Mapping[str, int]: ...
-
-    @abstractmethod
-    def _add_vectors(self, vectors: Mapping[str, int]) -> None: ...
-
-    @abstractmethod
-    def _put(self, rows: Sequence[Row]) -> None: ...
-
-    @abstractmethod
-    def _drop(self, uuids: list[str]) -> None: ...
-
-    @abstractmethod
-    def _fetch(self, uuids: list[str], with_vectors: bool) -> Sequence[Record]: ...
-
-    @abstractmethod
-    def _stored_ids(self) -> Iterator[str]: ...
-
-    @abstractmethod
-    def _nearest(self, name: str, query: Vectors, limit: int) -> Sequence[Any]: ...
-
-    @abstractmethod
-    def _count(self) -> int: ...
-
-    @abstractmethod
-    def _close(self) -> None: ...
+    def _check_exist(self, ids: Sequence[str]) -> None:
+        known = self.retrieve(ids)
+        unknown = [id for id in ids if id not in known]
+        if unknown:
+            raise RetrievalError(
+                f"{self.location} has no item {unknown[0]!r} ({len(unknown)} of {len(ids)} are unknown); "
+                "upsert it first"
+            )
 
 
-def stored_id(record: Record) -> str:
-    """The user's id of a stored row.
-
-    Raises:
-        RetrievalError: The row was written by something else.
-    """
-    if ID_KEY not in (record.payload or {}):
-        raise RetrievalError(
-            f"point {record.id} was not written by vlmkit; give vlmkit a collection or directory of its own"
-        )
-    return str(record.payload[ID_KEY])
-
-
-def _to_point(record: Record) -> Point:
-    vectors = {name: np.asarray(vector, np.float32) for name, vector in (record.vector or {}).items()}
-    payload = {key: value for key, value in record.payload.items() if key != ID_KEY} if record.payload else {}
-    return Point(stored_id(record), vectors, payload)
+def _same(stored: Space, asked: Space) -> bool:
+    """The same vectors fit; the precision may differ."""
+    return type(stored) is type(asked) and getattr(stored, "width", 0) == getattr(asked, "width", 0)

@@ -1,31 +1,41 @@
-"""What every engine refuses before it writes anything, and how ids and scores are made comparable."""
+"""What every engine refuses before it writes anything: ids, payloads, and rows of both with vectors."""
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from vlmkit_retrieval.engines.vectors import checked_vectors, numbers_in
 from vlmkit_retrieval.errors import RetrievalError, RetrievalUsageError
-from vlmkit_retrieval.types import Hit, Point, Vectors
+from vlmkit_retrieval.types import Point, Space, Vector
 
 # Qdrant stores integers and UUIDs as ids, users have strings: the string travels in the payload under this
 # key.
 ID_KEY = "_vlmkit_id"
 _NAMESPACE = uuid.UUID("8f2f5a04-2a0b-5b0e-9a36-6c1d3b1f7d55")
+_INT64 = 2**63
 
 
 @dataclass(frozen=True)
 class Row:
-    """A checked point, ready to be stored: `id` as Qdrant wants it, `payload` with the user's id in it."""
+    """A checked point, ready to be stored.
+
+    Attributes:
+        id: As Qdrant wants it.
+        vectors: By name; of unit length.
+        payload: With the user's id in it; empty where only vectors are written.
+    """
 
     id: str
-    vectors: dict[str, Vectors]
+    vectors: dict[str, Vector]
     payload: dict[str, Any]
+
+    def numbers(self) -> int:
+        """How many numbers the vectors have: what a row costs to write."""
+        return sum(map(numbers_in, self.vectors.values()))
 
 
 def to_uuid(id: str) -> str:
@@ -33,71 +43,70 @@ def to_uuid(id: str) -> str:
     return str(uuid.uuid5(_NAMESPACE, id))
 
 
-def checked_rows(points: Sequence[Point], widths: Mapping[str, int]) -> list[Row]:
-    """Check a whole batch, so that a bad point at its end leaves nothing half written.
+def checked_rows(points: Sequence[Point], spaces: Mapping[str, Space]) -> list[Row]:
+    """Check a whole call, so that a bad point at its end leaves nothing half written.
 
     Raises:
-        RetrievalError: A duplicate id, a payload that is not JSON, or a vector `checked_vector` refuses.
+        RetrievalError: A duplicate id, a payload that is not JSON, or a vector `checked_vectors` refuses.
     """
-    seen: set[str] = set()
+    ids = [point.id for point in points]
+    _check_unique(ids)
+    payloads = checked_payloads(ids, [point.payload for point in points])
+    vectors = checked_vectors(ids, [point.vectors for point in points], spaces)
     rows = []
-    for point in points:
-        if point.id in seen:
-            raise RetrievalError(f"id {point.id!r} occurs twice in one batch; give every item its own id")
-        seen.add(point.id)
-        rows.append(_checked_row(point, widths))
+    for id, payload, named in zip(ids, payloads, vectors, strict=True):
+        payload[ID_KEY] = id
+        rows.append(Row(to_uuid(id), named, payload))
     return rows
 
 
-def _checked_row(point: Point, widths: Mapping[str, int]) -> Row:
-    if not point.vectors:
-        raise RetrievalError(f"item {point.id!r} has no vector; give it at least one of: {_names(widths)}")
-    vectors = {
-        name: checked_vector(vector, name, widths, f"item {point.id!r}")
-        for name, vector in point.vectors.items()
-    }
-    return Row(to_uuid(point.id), vectors, {**_checked_payload(point), ID_KEY: point.id})
+def checked_updates(vectors: Mapping[str, Mapping[str, Vector]], spaces: Mapping[str, Space]) -> list[Row]:
+    """Rows of vectors alone, for items that exist."""
+    ids = list(vectors)
+    checked = checked_vectors(ids, list(vectors.values()), spaces)
+    return [Row(to_uuid(id), named, {}) for id, named in zip(ids, checked, strict=True) if named]
 
 
-def _checked_payload(point: Point) -> dict[str, Any]:
-    if ID_KEY in point.payload:
-        raise RetrievalError(f"item {point.id!r}: payload key {ID_KEY!r} is reserved; rename it")
-    try:
-        text = json.dumps(dict(point.payload), allow_nan=False, ensure_ascii=False)
-        text.encode()  # a lone surrogate (a file name that is not UTF-8) is refused here, by a ValueError too
-    except (TypeError, ValueError) as error:
-        raise RetrievalError(f"item {point.id!r}: payload is not JSON ({error}); use plain values") from error
-    payload: dict[str, Any] = json.loads(text)  # tuples become lists here, as they do in every engine
-    return payload
-
-
-def checked_vector(vector: Vectors, name: str, widths: Mapping[str, int], whose: str) -> Vectors:
-    """The vector at unit length, float32, of shape (width,).
+def checked_payloads(ids: Sequence[str], payloads: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The payloads as an engine gives them back: tuples are lists.
 
     Args:
-        vector: Any real vector; its length does not matter.
-        name: Which named vector it is.
-        widths: Width by name of what the engine stores.
-        whose: Start of the message, e.g. `item 'a.png'` or `the query`.
+        ids: Whose they are, for the message.
+        payloads: As many.
 
     Raises:
-        RetrievalError: Unknown name, wrong width, NaN, Inf or all zeros.
+        RetrievalError: Not JSON, a reserved key, or a whole number of more than 64 bits.
     """
-    if name not in widths:
-        raise RetrievalUsageError(f"{whose}: no vector is named {name!r} (known: {_names(widths)})")
-    wide = np.asarray(vector, dtype=np.float64)
-    if wide.shape != (widths[name],):
-        raise RetrievalError(
-            f"{whose}: vector {name!r} has shape {wide.shape}, stored is ({widths[name]},); "
-            "use the encoder the index was filled with"
-        )
-    if not np.isfinite(wide).all():
-        raise RetrievalError(f"{whose}: vector {name!r} has NaN or Inf; check the encoder's weights")
-    norm = float(np.linalg.norm(wide))
-    if norm == 0.0:
-        raise RetrievalError(f"{whose}: vector {name!r} is all zeros, it points nowhere; check the encoder")
-    # A vector that is unit length up to rounding stays as it is, so that storing it again changes no bit.
-    return (wide if abs(norm - 1.0) < 1e-6 else wide / norm).astype(np.float32)
+    for id, payload in zip(ids, payloads, strict=True):
+        if ID_KEY in payload:
+            raise RetrievalError(f"item {id!r}: payload key {ID_KEY!r} is reserved; rename it")
+    try:
+        stored: list[dict[str, Any]] = _through_json([dict(payload) for payload in payloads])
+    except (TypeError, ValueError, RecursionError):
+        for id, payload in zip(ids, payloads, strict=True):  # all at once is fast; one by one says which
+            _check_payload(id, payload)
+        raise
+    return stored
+
+
+def _check_payload(id: str, payload: Mapping[str, Any]) -> None:
+    try:
+        _through_json(dict(payload))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RetrievalError(f"item {id!r}: payload is not JSON ({error}); use plain values") from error
+
+
+def _through_json(value: Any) -> Any:
+    text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+    text.encode()  # a lone surrogate (a file name that is not UTF-8) is refused here, by a ValueError too
+    return json.loads(text, parse_int=_whole)
+
+
+def _whole(digits: str) -> int:
+    value = int(digits)
+    if not -_INT64 <= value < _INT64:
+        raise ValueError(f"{digits} does not fit into 64 bits")
+    return value
 
 
 def checked_k(k: int) -> int:
@@ -107,19 +116,11 @@ def checked_k(k: int) -> int:
     return k
 
 
-def ranked(query: Vectors, candidates: Iterable[Point], name: str, k: int) -> list[Hit]:
-    """The `k` best candidates by cosine, equal scores in order of id.
-
-    Scores are computed again, row by row in float64: engines add in different orders, so that equal vectors
-    get scores that differ in the last bit, and the order of ties would depend on the engine.
-    """
-    hits = [Hit(point.id, _cosine(query, point.vectors[name]), point.payload) for point in candidates]
-    return sorted(hits, key=lambda hit: (-hit.score, hit.id))[:k]
-
-
-def _cosine(query: Vectors, vector: Vectors) -> float:
-    return float(np.clip((query.astype(np.float64) * vector.astype(np.float64)).sum(), -1.0, 1.0))
-
-
-def _names(widths: Mapping[str, int]) -> str:
-    return ", ".join(sorted(widths)) or "none"
+def _check_unique(ids: Collection[str]) -> None:
+    if len(set(ids)) == len(ids):
+        return
+    seen: set[str] = set()
+    for id in ids:
+        if id in seen:
+            raise RetrievalError(f"id {id!r} occurs twice in one call; give every item its own id")
+        seen.add(id)

@@ -9,7 +9,7 @@ from vlmkit_retrieval.eval.beir import (
     write_queries,
 )
 from vlmkit_retrieval.eval.evaluate import Evaluation, evaluate, item_names
-from vlmkit_retrieval.eval.exact import ApproximateEngine, against_exact
+from vlmkit_retrieval.eval.exact import against_exact
 from vlmkit_retrieval.eval.measured import Measured, differences, measure_run
 from vlmkit_retrieval.eval.metrics import METRICS, Scores, score
 from vlmkit_retrieval.eval.names import Names
@@ -21,7 +21,6 @@ from vlmkit_retrieval.eval.task import Task, load_task
 
 __all__ = [
     "METRICS",
-    "ApproximateEngine",
     "Difference",
     "Document",
     "Estimate",

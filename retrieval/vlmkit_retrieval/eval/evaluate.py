@@ -13,7 +13,7 @@ import numpy as np
 from vlmkit_retrieval.engines import engine_kind
 from vlmkit_retrieval.errors import RetrievalError
 from vlmkit_retrieval.eval.beir import Query
-from vlmkit_retrieval.eval.exact import against_exact, as_approximate
+from vlmkit_retrieval.eval.exact import against_exact
 from vlmkit_retrieval.eval.measured import Measured
 from vlmkit_retrieval.eval.metrics import score
 from vlmkit_retrieval.eval.names import Names, judged_names, relevant_names
@@ -104,7 +104,7 @@ def evaluate(
         items=index.engine.count(),
         latency=found.latency(),
         disk_bytes=disk_bytes(index.path),
-        points_at=None if engine_kind(location) == "directory" else location,
+        points_at=None if engine_kind(location) in ("directory", "local") else location,
         lost_items=len(relevant_names(task.qrels) - names.item_of.keys()),
         lost_queries=lost_queries,
         exact=_exact(index, task.queries, embedder, k),
@@ -139,11 +139,10 @@ def _lost_queries(names: Names, task: Task, index: Index) -> tuple[str, ...]:
 
 
 def _exact(index: Index, queries: Sequence[Query], embedder: Embedder, k: int) -> dict[str, float] | None:
-    engine = as_approximate(index.engine)
-    if engine is None:
+    if not index.engine.approximate:
         return None
     vectors = [vector for query in queries for vector in _vectors(query, embedder)]
-    both = against_exact(engine, index.require_encoder(embedder), vectors, k)
+    both = against_exact(index.engine, index.require_encoder(embedder), vectors, k)
     return {
         "recall": float(both.recall_Q.mean()),
         "p50_ms": float(np.median(both.milliseconds_Q)),

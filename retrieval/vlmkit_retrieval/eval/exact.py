@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,28 +16,6 @@ from vlmkit_retrieval.types import Engine, Hit, Vectors
 
 # Two scores closer than this are equal: which of the two is found does not matter.
 TIE = 1e-6
-
-
-@runtime_checkable
-class ApproximateEngine(Protocol):
-    """An engine that may answer from an approximate index or from quantized vectors.
-
-    An `Engine` that has no `approximate` searches exactly.
-
-    Attributes:
-        approximate: Whether a plain `search` may miss neighbours.
-    """
-
-    approximate: bool
-
-    def search(self, vector_name: str, query: Vectors, k: int, *, exact: bool = False) -> list[Hit]:
-        """As `Engine.search`; with `exact` every vector is compared."""
-        ...
-
-
-def as_approximate(engine: Engine | ApproximateEngine) -> ApproximateEngine | None:
-    """The engine, if a plain search of it may miss neighbours."""
-    return engine if isinstance(engine, ApproximateEngine) and engine.approximate else None
 
 
 @dataclass(frozen=True)
@@ -56,10 +33,8 @@ class AgainstExact:
     exact_milliseconds_Q: Floats
 
 
-def against_exact(
-    engine: ApproximateEngine, vector_name: str, queries: Sequence[Vectors], k: int
-) -> AgainstExact:
-    """Search with and without `exact`, query by query.
+def against_exact(engine: Engine, vector_name: str, queries: Sequence[Vectors], k: int) -> AgainstExact:
+    """Search by the approximate index and exactly, query by query.
 
     Args:
         engine: That searches both ways.
@@ -70,9 +45,9 @@ def against_exact(
     rows = []
     for query in queries:
         start = time.perf_counter()
-        found = engine.search(vector_name, query, k)
+        found = engine.search(vector_name, query, k, exact=False)
         middle = time.perf_counter()
-        truth = engine.search(vector_name, query, k, exact=True)
+        truth = engine.search(vector_name, query, k)
         end = time.perf_counter()
         rows.append((neighbours_found(found, truth), 1e3 * (middle - start), 1e3 * (end - middle)))
     return AgainstExact(*np.array(rows, np.float64).reshape(-1, 3).T)

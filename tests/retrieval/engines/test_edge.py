@@ -1,0 +1,182 @@
+"""What the embedded engine alone must hold: its directory, its lock, kills and forks."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from vlmkit_retrieval.engines import open_engine
+from vlmkit_retrieval.errors import IndexLockedError, RetrievalError, RetrievalUsageError
+from vlmkit_retrieval.types import Dense, Point
+
+WIDTHS = {"a": Dense(4), "b": Dense(3)}
+
+
+@pytest.fixture
+def shard(tmp_path):
+    return tmp_path / "shard"
+
+
+def unit(*values: float) -> np.ndarray:
+    vector = np.asarray(values, np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+def same(one: Point, other: Point) -> bool:
+    """Equal ids, payloads and bits."""
+    names = one.vectors.keys()
+    bits = all(np.array_equal(one.vectors[n], other.vectors[n]) for n in names - {"s"})
+    return bits and (one.id, one.payload, names, one.vectors["s"]) == (
+        other.id,
+        other.payload,
+        other.vectors.keys(),
+        other.vectors["s"],
+    )
+
+
+def test_edge_stores_what_it_gave_without_changing_a_bit(shard, mixed_points, spaces):
+    """But for a half space: its vectors have not quite length 1 when they come back."""
+    with open_engine(shard) as engine:
+        engine.ensure(spaces)
+        engine.upsert(mixed_points(30))
+        before = list(engine.scroll())
+        for point in before:
+            del point.vectors["half"]
+        engine.upsert(before)
+        assert all(map(same, before, engine.scroll()))
+
+
+def test_edge_keeps_everything_over_a_reopen(shard, random_points):
+    with open_engine(shard) as engine:
+        assert (engine.count(), engine.ids()) == (0, [])
+        engine.ensure(WIDTHS)
+        engine.upsert(random_points(20))
+        before = engine.search("a", unit(1, 0, 0, 0), 5)
+    with open_engine(shard) as engine:
+        assert engine.search("a", unit(1, 0, 0, 0), 5) == before
+        with pytest.raises(RetrievalUsageError, match="known: a, b"):
+            engine.search("c", unit(1, 0), 5)
+
+
+def test_edge_refuses_a_directory_of_something_else(tmp_path):
+    (tmp_path / "holiday.txt").write_text("sun")
+    with pytest.raises(RetrievalError, match="not a vlmkit engine"):
+        open_engine(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.txt"]
+
+
+HOLD = """
+import sys
+from vlmkit_retrieval.engines import open_engine
+engine = open_engine(sys.argv[1])
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_edge_names_the_process_that_holds_it(shard, python):
+    holder = python(HOLD, shard)
+    assert holder.stdout.readline() == "open\n"
+    with pytest.raises(IndexLockedError, match=f"in use by process {holder.pid};"):
+        open_engine(shard)
+    holder.kill()
+    holder.wait()
+    open_engine(shard).close()
+
+
+def test_edge_opened_twice_here_says_so(shard):
+    with open_engine(shard), pytest.raises(IndexLockedError, match="already open in this process"):
+        open_engine(shard)
+
+
+WRITE = """
+import sys
+import numpy as np
+from vlmkit_retrieval.engines import open_engine
+from vlmkit_retrieval.types import Dense, Point
+engine = open_engine(sys.argv[1])
+engine.ensure({"a": Dense(4)})
+for batch in range(int(sys.argv[2]), 10**6):
+    engine.upsert([Point(f"{batch}-{n}", {"a": np.ones(4, np.float32)}) for n in range(16)])
+    print(batch, flush=True)
+"""
+
+
+def test_edge_loses_no_acknowledged_batch_to_kill_9(shard, python):
+    acknowledged = 0
+    for _ in range(2):
+        writer = python(WRITE, shard, acknowledged)
+        for _ in range(15):
+            acknowledged = int(writer.stdout.readline()) + 1
+        writer.kill()
+        acknowledged += len(writer.stdout.read().splitlines())
+    with open_engine(shard) as engine:
+        stored = set(engine.ids())
+    assert {f"{batch}-{n}" for batch in range(acknowledged) for n in range(16)} <= stored
+    assert len(stored) % 16 == 0, "a torn batch"
+
+
+FORK = """
+import os, sys
+import numpy as np
+from vlmkit_retrieval.engines import open_engine
+from vlmkit_retrieval.types import Dense, Point
+
+def points(start):
+    return [Point(str(n), {"a": np.ones(4, np.float32)}) for n in range(start, start + 500)]
+
+engine = open_engine(sys.argv[1])
+engine.ensure({"a": Dense(4)})
+engine.upsert(points(0))
+read, write = os.pipe()
+pid = os.fork()
+if pid == 0:
+    try:
+        engine.count()
+    except ValueError as error:
+        print(error, flush=True)
+    engine.close()
+    os.read(read, 1)
+    # Runs destructors, unlike os._exit; here the parent's files are newer than the child's memory.
+    sys.exit(0)
+engine.upsert(points(500))
+engine.delete([str(n) for n in range(100)])
+engine._shard.flush()
+os.write(write, b"x")
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+engine.upsert(points(1000))
+engine.close()
+engine = open_engine(sys.argv[1])
+print(engine.count())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_edge_survives_a_forked_child_that_uses_and_closes_it(shard, python):
+    output, errors = python(FORK, shard).communicate(timeout=60)
+    refused, child, count = output.splitlines()
+    assert "does not survive a fork; use the 'spawn' start method" in refused
+    assert (child, count, errors) == ("0", "1400", "")
+
+
+ORPHAN = """
+import os, sys, time
+from vlmkit_retrieval.engines import open_engine
+engine = open_engine(sys.argv[1])
+if os.fork() == 0:
+    time.sleep(60)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_an_orphaned_child_does_not_keep_the_lock(shard, python):
+    parent = python(ORPHAN.replace("time.sleep(60)", "print(os.getpid(), flush=True); time.sleep(60)"), shard)
+    child = int(parent.stdout.readline())
+    try:
+        parent.wait()
+        open_engine(shard).close()
+    finally:
+        os.kill(child, 9)
