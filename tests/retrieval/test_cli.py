@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from vlmkit.cli import main
@@ -65,3 +67,79 @@ def test_an_encoder_that_is_gone_is_named(filled, photos, capsys):
 def test_an_empty_query_is_refused(filled, capsys):
     assert main(["search", str(filled), ""]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def found(capsys, *words):
+    capsys.readouterr()
+    assert main(["search", *map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_search_prints_scores_and_why(filled, photos, capsys):
+    first = found(capsys, filled, "red", "-k", "1").splitlines()
+    assert len(first) == 1 and first[0].endswith("red.png")
+    explained = found(
+        capsys, filled, "red", "--image", photos / "deep" / "blue.png", "--explain"
+    ).splitlines()
+    assert len(explained) == 3 * 3  # a line a hit, and one for each of its two lists
+    assert explained[1].startswith("        colour:text: rank 1, score 1.0000, +0.0164")
+    rows = [json.loads(line) for line in found(capsys, filled, "red", "--json", "--explain").splitlines()]
+    assert rows[0]["explanation"]["shares"][0]["list"] == "colour:text"
+
+
+def test_a_filter_and_copies(filled, photos, capsys):
+    (photos / "copy.png").write_bytes((photos / "red.png").read_bytes())
+    assert main(["index", "sync", str(filled), str(photos)]) == 0
+    lines = found(capsys, filled, "red", "--collapse").splitlines()
+    assert len(lines) == 4 and lines[1].endswith("red.png (same content)")
+    only = json.dumps({"path": str(photos / "green.png")})
+    assert len(found(capsys, filled, "red", "--where", only).splitlines()) == 1
+    [row] = found(capsys, filled, "red", "--collapse", "--json", "-k", "1").splitlines()
+    assert json.loads(row)["duplicates"] == [str(photos / "red.png")]
+    varied = found(capsys, filled, "red", "--mmr", "0.3", "-k", "2", "--explain")
+    assert "copy.png" in varied and "red.png" not in varied and "mmr: cosine" in varied
+
+
+def test_a_page_is_written(filled, photos, tmp_path, capsys):
+    page = tmp_path / "out.html"
+    out = found(capsys, filled, "red <b>", "--image", photos / "red.png", "--html", page)
+    assert len(out.splitlines()) == 3
+    content = page.read_text("utf-8")
+    assert content.count("<article>") == 3 and content.count("data:image/png") == 4
+    assert "red &lt;b&gt;" in content
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--where", "{album: 1}"], "is no JSON object"),
+        (["--where", "[1]"], "is no JSON object"),
+        (["--where", '{"$near": 1}'], "no word '$near'"),
+        (["--mmr", "2"], "mmr is 2.0"),
+        (["--near", "0.9"], "without collapse"),
+        (["--mmr", "0.5", "--by", "dino"], "'dino'"),
+        (["--html", "nowhere/out.html"], "the folder of nowhere/out.html does not exist"),
+        (["-k", "0"], "k is 0"),
+    ],
+)
+def test_what_a_search_refuses(filled, capsys, words, says):
+    capsys.readouterr()
+    assert main(["search", str(filled), "red", *words]) == 2
+    out, err = capsys.readouterr()
+    assert says in err and len(err.splitlines()) == 1 and out == ""
+
+
+def test_every_encoder_that_takes_the_query_is_asked(
+    filled, photos, tmp_path, capsys, monkeypatch, colours, grey
+):
+    other = tmp_path / "grey"
+    other.mkdir()
+    known = {str(photos): colours, str(other): grey}
+    monkeypatch.setattr("vlmkit.embedders.load_encoder", known.__getitem__)
+    assert main(["index", "sync", str(filled), str(photos), "--encoder", str(other)]) == 0
+    by_text = found(capsys, filled, "red", "--explain")
+    assert "colour:text" in by_text and "grey" not in by_text
+    by_image = found(capsys, filled, "--image", photos / "red.png", "--explain")
+    assert "colour:image" in by_image and "grey:image" in by_image
+    named = found(capsys, filled, "--image", photos / "red.png", "--encoder", other, "--explain")
+    assert "grey:image" in named and "colour" not in named
