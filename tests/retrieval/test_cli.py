@@ -82,7 +82,7 @@ def test_a_search_prints_scores_and_why(filled, photos, capsys):
         capsys, filled, "red", "--image", photos / "deep" / "blue.png", "--explain"
     ).splitlines()
     assert len(explained) == 3 * 3  # a line a hit, and one for each of its two lists
-    assert explained[1].startswith("        colour:text: rank 1, score 1.0000, +0.0164")
+    assert "        colour:text: rank 1, score 1.0000, +0.0164" in explained
     rows = [json.loads(line) for line in found(capsys, filled, "red", "--json", "--explain").splitlines()]
     assert rows[0]["explanation"]["shares"][0]["list"] == "colour:text"
 

@@ -132,6 +132,22 @@ def test_with_few_peers_an_exact_match_is_still_found():
     assert fused[0].id == "named"
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_with_several_lists_of_each_kind_it_keeps_its_standing(seed):
+    """As many items with captions are above an image without one as in the lists of images alone."""
+    rng = random.Random(seed)
+    pool = [f"i{n:02}" for n in range(60)]
+    bare = set(rng.sample(pool, 30))
+    images = [listed(name, rng.sample(pool, 40), w, ()) for name, w in (("clip", 1.0), ("siglip", 2.0))]
+    captioned = sorted(set(pool) - bare)
+    words = [listed(name, rng.sample(captioned, 20), w, bare) for name, w in (("text", 1.0), ("bm25", 0.5))]
+    alone, fused = [item.id for item in fuse(images)], [item.id for item in fuse(images + words)]
+    for id in bare & set(alone):
+        above = [set(order[: order.index(id)]) - bare for order in (alone, fused)]
+        assert 0 <= len(above[0]) - len(above[1]) <= 1  # less by one where scores are equal
+    assert [id for id in alone if id in bare] == [id for id in fused if id in bare]
+
+
 class World:
     """Items of topics with a latent vector and words; some have a caption, which shows the words.
 
