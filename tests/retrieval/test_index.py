@@ -49,11 +49,7 @@ def test_search_by_both_and_several_encoders(filled, photos, colours, grey):
     with Index.open(filled) as index:
         index.sync([photos], grey)
         hits = index.search("green", blue, embedder=[colours, grey])
-        assert {name.list for name in hits[0].explanation.shares} == {
-            "colour:text",
-            "colour:image",
-            "grey:image",
-        }
+        assert {name.list for name in hits[0].explanation.shares} == {"colour:both", "grey:image"}
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
         with pytest.raises(RetrievalError, match="'grey' embeds images only"):
             index.search("green", blue, embedder=grey)

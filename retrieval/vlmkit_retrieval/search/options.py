@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from vlmkit_retrieval.errors import RetrievalUsageError
 
-Compose = Literal["lists", "mean", "slerp"]
+Compose = Literal["balanced", "lists", "mean", "slerp"]
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,9 @@ class SearchOptions:
 
     Attributes:
         weights: Weight by list (`clip:text`) or by space (`bm25`); others have 1, and 0 leaves a list out.
-        compose: What a text with an image becomes where one space embeds both: a list each (`lists`), or one
-            vector between the two, on the straight line (`mean`) or on the arc (`slerp`).
+        compose: What a text with an image becomes where one space embeds both: one vector between the two, in
+            which both parts decide as much (`balanced`), on the straight line (`mean`), on the arc (`slerp`);
+            or a list each (`lists`), which finds what is near to one of them.
         blend: The text's part of that vector, from 0 to 1.
         impute: Conclude the rank of an item in lists whose space it has no vector in (see `fuse`).
         mmr: Part of relevance, from 0 to 1, against that of being unlike the hits above; None for no MMR.
@@ -33,7 +34,7 @@ class SearchOptions:
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
-    compose: Compose = "lists"
+    compose: Compose = "balanced"
     blend: float = 0.5
     impute: bool = True
     mmr: float | None = None

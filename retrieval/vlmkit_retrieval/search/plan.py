@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +10,11 @@ from PIL import Image
 
 from vlmkit_retrieval.errors import RetrievalUsageError
 from vlmkit_retrieval.search.asked import AskedSpace
-from vlmkit_retrieval.search.compose import composed
 from vlmkit_retrieval.search.options import SearchOptions
-from vlmkit_retrieval.types import Terms, Vector
+from vlmkit_retrieval.types import Terms, Vector, Vectors
+
+# From a space's name, a text's and an image's vector to one between them.
+Between = Callable[[str, Vectors, Vectors], Vectors]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,11 @@ class PlannedList:
 
 
 def plan(
-    spaces: Sequence[AskedSpace], text: str | None, image: Image.Image | None, options: SearchOptions
+    spaces: Sequence[AskedSpace],
+    text: str | None,
+    image: Image.Image | None,
+    options: SearchOptions,
+    between: Between,
 ) -> list[PlannedList]:
     """The lists, in the order of the spaces; nothing is embedded for a list of weight 0.
 
@@ -44,6 +50,7 @@ def plan(
         text: Not blank.
         image: Upright, RGB.
         options: Weights, and what becomes of both.
+        between: Makes one vector of both.
 
     Raises:
         RetrievalUsageError: No query, a part of it that no space takes, a weight for a list that is not
@@ -53,7 +60,7 @@ def plan(
     names = list(_names(spaces, text is not None, image is not None, options))
     weights = _weights([name for name, _, _ in names], options.weights)
     lists = [
-        PlannedList(name, space.name, _query(space, part, text, image, options), weights[name], space.pooled)
+        PlannedList(name, space.name, _query(space, part, text, image, between), weights[name], space.pooled)
         for name, space, part in names
         if weights[name] > 0
     ]
@@ -104,12 +111,12 @@ def _weights(names: Sequence[str], stated: Mapping[str, float]) -> dict[str, flo
 
 
 def _query(
-    space: AskedSpace, part: str, text: str | None, image: Image.Image | None, options: SearchOptions
+    space: AskedSpace, part: str, text: str | None, image: Image.Image | None, between: Between
 ) -> Vector:
     from_text = space.text(text) if part != "image" and space.text and text is not None else None
     from_image = space.image(image) if part != "text" and space.image and image is not None else None
     if isinstance(from_text, np.ndarray) and isinstance(from_image, np.ndarray):
-        return composed(from_text, from_image, options.compose, options.blend)
+        return between(space.name, from_text, from_image)
     query = from_text if from_text is not None else from_image
     assert query is not None  # `_names` gave this part
     return query

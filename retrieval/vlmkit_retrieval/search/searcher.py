@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from vlmkit_retrieval.errors import RetrievalUsageError
 from vlmkit_retrieval.images import upright_rgb
 from vlmkit_retrieval.search.asked import AskedSpace
+from vlmkit_retrieval.search.compose import SAMPLE, balanced, composed
 from vlmkit_retrieval.search.fusion import RankedList, fuse
 from vlmkit_retrieval.search.hits import Explanation, SearchHit, Share
 from vlmkit_retrieval.search.options import SearchOptions
@@ -71,8 +73,9 @@ class Searcher:
         if k < 1:
             raise RetrievalUsageError(f"k is {k}; at least 1 is needed")
         picture = upright_rgb(image) if image is not None else None
-        asked = plan(self._spaces, text, picture, options)
         allowed = parse_where(where) if isinstance(where, Mapping) else where
+        between = partial(self._between, where=allowed, options=options)
+        asked = plan(self._spaces, text, picture, options, between)
         depth = max(DEPTH, DEPTH_PER_HIT * k) if len(asked) > 1 or options.reorders else k
         while True:
             found = [self._list(own, depth, allowed, options) for own in asked]
@@ -88,6 +91,20 @@ class Searcher:
             coarse = self._engine.search(own.pooled, query, max(POOLED, depth), where, exact=options.exact)
             where = both(where, HasId(tuple(hit.id for hit in coarse)))
         return self._engine.search(own.space, own.query, depth, where, exact=options.exact)
+
+    def _between(
+        self, space: str, text_D: Vectors, image_D: Vectors, where: Where | None, options: SearchOptions
+    ) -> Vectors:
+        if options.compose != "balanced":
+            return composed(text_D, image_D, options.compose, options.blend)
+        found = [
+            hit.id
+            for query_D in (text_D, image_D)
+            for hit in self._engine.search(space, query_D, SAMPLE, where, exact=options.exact)
+        ]
+        points = self._engine.retrieve(sorted(set(found)), with_vectors=True).values()
+        rows_ND = np.array([point.vectors[space] for point in points], np.float32)
+        return balanced(text_D, image_D, rows_ND, options.blend)
 
     def _pooled_query(self, pooled: str, query: Vector) -> Vector:
         """The query's vectors, or their mean where the pooled space has one vector an item."""

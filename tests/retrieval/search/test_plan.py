@@ -8,11 +8,12 @@ from PIL import Image
 
 from vlmkit_retrieval.errors import RetrievalUsageError
 from vlmkit_retrieval.search.asked import AskedSpace, image_space, patch_space, term_space, text_space
-from vlmkit_retrieval.search.compose import composed
+from vlmkit_retrieval.search.compose import balanced, composed
 from vlmkit_retrieval.search.options import SearchOptions
-from vlmkit_retrieval.search.plan import plan
+from vlmkit_retrieval.search.plan import plan as planned
 from vlmkit_retrieval.types import Terms
 
+LISTS = SearchOptions(compose="lists")
 PICTURE = Image.new("RGB", (4, 4), (0, 0, 255))
 
 
@@ -24,6 +25,13 @@ class Words:
     def embed_query(self, text):
         letters = sorted({ord(word[0]) for word in text.split() if word != "the"})
         return Terms(letters, [1.0] * len(letters))
+
+
+def plan(spaces, text, image, options=LISTS):
+    def between(space, text_D, image_D):
+        return composed(text_D, image_D, options.compose, options.blend)
+
+    return planned(spaces, text, image, options, between)
 
 
 @pytest.fixture
@@ -41,7 +49,7 @@ def names(lists):
 
 
 def test_each_part_of_a_query_goes_where_it_can(spaces):
-    options = SearchOptions()
+    options = LISTS
     assert names(plan(spaces, "red", None, options)) == ["colour:text", "captions:text", "bm25:text"]
     assert names(plan(spaces, None, PICTURE, options)) == ["colour:image", "grey:image"]
     assert names(plan(spaces, "red", PICTURE, options)) == [
@@ -54,7 +62,7 @@ def test_each_part_of_a_query_goes_where_it_can(spaces):
 
 
 def test_a_vector_is_the_encoders_own(spaces, colours):
-    lists = plan(spaces, "red", PICTURE, SearchOptions())
+    lists = plan(spaces, "red", PICTURE)
     np.testing.assert_array_equal(lists[0].query, colours.embed_text(["red"])[0])
     np.testing.assert_array_equal(lists[1].query, colours.embed_images([PICTURE])[0])
     assert lists[4].query == Terms([ord("r")], [1.0])
@@ -76,7 +84,7 @@ def test_patches_are_never_composed():
 
 
 def test_weights_of_spaces_and_of_lists(spaces):
-    options = SearchOptions(weights={"colour": 3, "colour:image": 0, "bm25": 0.5})
+    options = SearchOptions(compose="lists", weights={"colour": 3, "colour:image": 0, "bm25": 0.5})
     lists = plan(spaces, "red", PICTURE, options)
     assert {own.name: own.weight for own in lists} == {
         "colour:text": 3,
@@ -124,7 +132,7 @@ def test_a_part_that_no_space_takes_is_not_dropped(spaces):
     [
         ({"weights": {"a": -1}}, "weight of a is -1"),
         ({"weights": {"a": float("nan")}}, "weight of a is nan"),
-        ({"compose": "sum"}, "possible: lists, mean, slerp"),
+        ({"compose": "sum"}, "possible: balanced, lists, mean, slerp"),
         ({"blend": 1.5}, "blend is 1.5"),
         ({"mmr": -0.1}, "mmr is -0.1"),
         ({"near": 2.0, "collapse": True}, "near is 2.0"),
@@ -157,3 +165,27 @@ def test_slerp_goes_by_the_angle():
 def test_nothing_is_between_opposites(how):
     with pytest.raises(RetrievalUsageError, match="compose 'lists'"):
         composed(np.array([1.0, 0]), np.array([-1.0, 0]), how, 0.5)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_balanced_orders_by_the_sum_of_scores_in_their_own_units(seed, part):
+    g = np.random.default_rng(seed)
+    items = g.normal(size=(40, 8)) * g.uniform(0.5, 2, size=(40, 1))
+    text, image = g.normal(size=8), g.normal(size=8)
+    unit = items / np.linalg.norm(items, axis=1, keepdims=True)
+    scores = [unit @ (v / np.linalg.norm(v)) for v in (text, image)]
+    wanted = part * scores[0] / scores[0].std() + (1 - part) * scores[1] / scores[1].std()
+    query = balanced(text, image, items, part)
+    assert np.linalg.norm(query) == pytest.approx(1)
+    assert np.argsort(-(unit @ query)).tolist() == np.argsort(-wanted).tolist()
+
+
+def test_balanced_with_nothing_to_balance_is_the_mean():
+    text, image = np.array([1.0, 0, 0]), np.array([0, 1.0, 0])
+    for items in (np.empty((0, 3)), np.array([[0, 0, 1.0], [0, 1.0, 1.0]])):
+        np.testing.assert_allclose(
+            balanced(text, image, items, 0.5), composed(text, image, "mean", 0.5), atol=1e-6
+        )
+    with pytest.raises(RetrievalUsageError, match="compose 'lists'"):
+        balanced(text, -text, np.eye(3), 0.5)

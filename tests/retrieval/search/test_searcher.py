@@ -10,6 +10,7 @@ from PIL import Image
 
 from vlmkit_retrieval.errors import RetrievalUsageError
 from vlmkit_retrieval.search import (
+    AskedSpace,
     Bm25Terms,
     Searcher,
     SearchOptions,
@@ -122,7 +123,7 @@ def test_an_image_without_a_caption_has_concluded_ranks(searcher):
 
 def test_like_this_but_red(searcher):
     """Each list knows one half of the query: the bluish image whose caption says red comes out on top."""
-    both_halves = SearchOptions(weights={"colour:image": 5})
+    both_halves = SearchOptions(compose="lists", weights={"colour:image": 5})
     hits = searcher.search("red", picture("blue"), options=both_halves)
     assert hits[0].id == "sky"
     assert searcher.search("red")[0].id != "sky"
@@ -139,6 +140,45 @@ def test_one_vector_between_text_and_image(searcher):
             options = SearchOptions(compose=how, blend=blend, weights=only)
             hits = searcher.search("red", picture("blue"), k=1, options=options)
             assert (hits[0].id, hits[0].explanation.shares[0].list) == (first, "colour:both")
+
+
+SHAPES, HUES = ("circle", "square", "star", "moon"), ("red", "green", "blue", "teal")
+
+
+class Gapped:
+    """A space as CLIP's: images near to each other, texts far away, and a word moves a text little."""
+
+    def embed_images(self, images):
+        return unit(
+            [[*np.eye(4)[SHAPES.index(s)], *(0.6 * np.eye(4)[HUES.index(h)]), 1.5, 0] for s, h in images]
+        )
+
+    def embed_text(self, texts):
+        return unit([[0, 0, 0, 0, *(0.2 * np.eye(4)[HUES.index(h)]), 0, 1.5] for h in texts])
+
+
+def unit(rows):
+    rows = np.asarray(rows, np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_balanced_finds_what_is_like_both_across_the_modality_gap(list_engine):
+    """Like the red star, but blue: the plain mean goes by the image alone, and lists by one part each."""
+    made = [(shape, hue) for shape in SHAPES for hue in HUES]
+    vectors = dict(zip(made, Gapped().embed_images(made), strict=True))
+    points = [Point(f"{hue} {shape}", {"clip": vectors[shape, hue]}) for shape, hue in made]
+    space = AskedSpace(
+        "clip",
+        lambda text: Gapped().embed_text([text])[0],
+        lambda image: vectors["star", "red"],
+    )
+    searcher = Searcher(list_engine({"clip": Dense(10)}, points), [space])
+    first = {
+        how: searcher.search("blue", picture("red"), k=1, options=SearchOptions(compose=how))[0].id
+        for how in ("balanced", "mean", "slerp")
+    }
+    assert first["balanced"] == "blue star"
+    assert first["mean"] == first["slerp"] == "red star"
 
 
 def test_a_filter_holds_in_every_list(searcher, engine):
