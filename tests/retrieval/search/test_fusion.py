@@ -125,6 +125,19 @@ def test_groups_without_peers_are_brought_to_one_scale():
     assert [item.id for item in fuse(lists, impute=False)][:8] == texts
 
 
+def test_items_of_other_lists_are_no_peers():
+    images, texts = [f"i{n}" for n in range(8)], [f"t{n}" for n in range(8)]
+    lists = [listed("clip", images, 3.0, lacking=texts), listed("text", texts, lacking=images)]
+    order = [item.id for item in fuse(lists)]
+    assert all({order[2 * n], order[2 * n + 1]} == {f"i{n}", f"t{n}"} for n in range(8))
+
+
+def test_what_words_alone_found_is_below_what_the_images_lists_hold():
+    peers, bare, new = ([f"{kind}{n}" for n in range(8)] for kind in "pxn")
+    fused = fuse([listed("clip", [*peers, *bare]), listed("bm25", new, lacking=bare)])
+    assert [item.id for item in fused][8:16] == bare
+
+
 def test_with_few_peers_an_exact_match_is_still_found():
     images = [f"i{n:02}" for n in range(40)]
     assert PEERS > 1
