@@ -99,11 +99,12 @@ class QdrantPoints(Library):
         """See `Engine.retrieve`."""
         self._check_usable()
         page = self._page() if with_vectors else _ID_PAGE
-        found = {}
+        found: dict[str, Point] = {}
         for start in range(0, len(ids) if self._made() else 0, page):
-            uuids = [to_uuid(id) for id in ids[start : start + page]]
-            points = map(to_point, self._fetch(uuids, with_vectors))
-            found.update({point.id: point for point in points})
+            asked = ids[start : start + page]
+            points = map(to_point, self._fetch([to_uuid(id) for id in asked], with_vectors))
+            stored = {point.id: point for point in points}
+            found |= {id: stored[id] for id in asked if id in stored}
         return found
 
     def ids(self, where: Where | None = None) -> list[str]:
@@ -115,8 +116,7 @@ class QdrantPoints(Library):
         """See `Engine.scroll`."""
         ids, page = self.ids(where), self._page()
         for start in range(0, len(ids), page):
-            points = self.retrieve(ids[start : start + page], with_vectors=True)
-            yield from (points[id] for id in ids[start : start + page] if id in points)
+            yield from self.retrieve(ids[start : start + page], with_vectors=True).values()
 
     def search(
         self,
