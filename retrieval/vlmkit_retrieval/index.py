@@ -175,7 +175,9 @@ class Index:
     def search(
         self, text: str | None = None, image: Image.Image | None = None, *, embedder: Embedder, k: int = 10
     ) -> list[Hit]:
-        """The `k` items nearest to a text or to an image, best first, by exact cosine similarity.
+        """The `k` items nearest to a text or to an image by cosine similarity, best first.
+
+        Every item is compared, unless the engine has an approximate index.
 
         Raises:
             RetrievalUsageError: Not exactly one of text and image, or an empty text.
@@ -185,9 +187,9 @@ class Index:
             raise RetrievalUsageError("the query text is empty; describe what to search for")
         name = self.require_encoder(embedder)
         if text is not None and image is None:
-            return self.engine.search(name, self._embed_text(text, embedder, name), k)
+            return self._nearest(name, self._embed_text(text, embedder, name), k)
         if image is not None and text is None:
-            return self.engine.search(name, embedder.embed_images([upright_rgb(image)])[0], k)
+            return self._nearest(name, embedder.embed_images([upright_rgb(image)])[0], k)
         raise RetrievalUsageError("search needs a text or an image, exactly one of them")
 
     def info(self) -> dict[str, Any]:
@@ -219,6 +221,9 @@ class Index:
             return self.engine.count() == 0
         except RetrievalError:  # closed, forked, or the server has gone: who knows
             return False
+
+    def _nearest(self, name: str, query: Vectors, k: int) -> list[Hit]:
+        return self.engine.search(name, query, k, exact=not self.engine.approximate)
 
     def _name_of(self, embedder: Embedder, fingerprint: str) -> str | None:
         encoders = self.manifest.encoders
