@@ -188,6 +188,8 @@ class Index:
     ) -> list[SearchHit]:
         """The `k` items nearest to a text, to an image, or to both, best first, each with its explanation.
 
+        Every item is compared, unless the engine has an approximate index.
+
         Args:
             text: What to search for in words: goes to encoders with a text tower.
             image: What to search for as a picture: goes to every encoder.

@@ -199,7 +199,7 @@ class Engine(Protocol):
         ...
 
     def retrieve(self, ids: Sequence[str], with_vectors: bool = False) -> dict[str, Point]:
-        """Those ids that exist, with payload; without `with_vectors` their `vectors` are empty."""
+        """Those ids that exist, in order of `ids`; without `with_vectors` their `vectors` are empty."""
         ...
 
     def ids(self, where: Where | None = None) -> list[str]:

@@ -38,6 +38,12 @@ def test_an_engine_is_a_url(filled, tmp_path, capsys, engine):
     assert not (tmp_path / "new").exists()
 
 
+def test_an_index_may_be_kept_by_local_mode(filled, tmp_path, capsys):
+    assert main(["index", "copy", str(filled), str(tmp_path / "new"), "--engine", "local:engine"]) == 0
+    assert main(["index", "info", str(tmp_path / "new")]) == 0
+    assert "engine: local:engine\nitems: 3" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("verb", ["sync", "copy"])
 def test_the_engine_reaches_the_index(filled, tmp_path, photos, capsys, verb):
     new, url = str(tmp_path / "new"), "http://127.0.0.1:1/c"

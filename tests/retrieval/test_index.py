@@ -4,6 +4,7 @@ import errno
 import json
 import os
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -11,7 +12,7 @@ from vlmkit_retrieval.copy import copy_index
 from vlmkit_retrieval.errors import IndexLockedError, RetrievalError, RetrievalUsageError
 from vlmkit_retrieval.index import Index
 from vlmkit_retrieval.search import Bm25Terms, SearchOptions, term_space
-from vlmkit_retrieval.types import Sparse
+from vlmkit_retrieval.types import Dense, Multi, Sparse, Terms
 
 
 @pytest.fixture
@@ -180,6 +181,31 @@ def test_a_copy_answers_like_the_original(filled, tmp_path, colours, photos):
         assert new.sync([photos], colours).unchanged == 3
     with pytest.raises(RetrievalError, match=r"copy\.idx exists and is not empty"):
         copy_index(filled, tmp_path / "copy.idx")
+
+
+def test_a_copy_moves_vectors_of_every_space_between_engines(filled, tmp_path):
+    """Embedded to local mode and back: what was added by hand to the engine arrives, too."""
+    with Index.open(filled) as index:
+        index.engine.ensure({"words": Sparse(), "patches": Multi(3, half=False), "half": Dense(2, half=True)})
+        first, second, _ = index.engine.ids()
+        index.engine.update_vectors(
+            {
+                first: {"words": Terms([3, 5], [1.0, 0.5]), "half": np.array([1.0, 0.0])},
+                second: {"patches": np.eye(3)},
+            }
+        )
+    assert copy_index(filled, tmp_path / "local.idx", "local:engine") == 3
+    assert copy_index(tmp_path / "local.idx", tmp_path / "back.idx") == 3
+    assert (tmp_path / "local.idx" / "engine" / "collection").is_dir()
+    with Index.open(filled) as old, Index.open(tmp_path / "back.idx") as new:
+        assert new.engine.spaces() == old.engine.spaces()
+        assert len(new.engine.spaces()) == 4
+        for before, after in zip(old.engine.scroll(), new.engine.scroll(), strict=True):
+            assert (before.id, before.payload) == (after.id, after.payload)
+            assert before.vectors.keys() == after.vectors.keys()
+            assert before.vectors.get("words") == after.vectors.get("words")
+            for name in before.vectors.keys() - {"words"}:
+                np.testing.assert_allclose(before.vectors[name], after.vectors[name], atol=1e-6)
 
 
 def test_a_copy_takes_the_cache_along(filled, tmp_path, colours, photos):

@@ -28,7 +28,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     copy.add_argument("target", metavar="B", help="a directory that does not exist, or is empty")
     for action in (sync, copy):
         action.add_argument(
-            "--engine", metavar="URL", help="http(s)://host:port/collection for the points of a new index"
+            "--engine",
+            metavar="URL",
+            help="http(s)://host:port/collection for the points of a new index; local:engine for local mode",
         )
     for action in (sync, info, copy):
         action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
@@ -47,8 +49,10 @@ def _check_place(directory: str, engine: str | None) -> None:
         raise UsageError(
             f"{directory} is a URL, an index is a directory; give: DIRECTORY --engine {directory}"
         )
-    if engine is not None and "://" not in engine:
-        raise UsageError(f"--engine {engine} is no URL; give http(s)://host:port/collection, or leave it out")
+    if engine is not None and "://" not in engine and not engine.startswith("local:"):
+        raise UsageError(
+            f"--engine {engine} is no URL; give http(s)://host:port/collection, local:engine, or leave it out"
+        )
 
 
 def _sync(args: argparse.Namespace) -> int:

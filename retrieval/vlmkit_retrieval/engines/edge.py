@@ -27,7 +27,7 @@ from vlmkit_retrieval.engines.records import Record, Scored
 from vlmkit_retrieval.errors import MissingPackageError, RetrievalError
 from vlmkit_retrieval.lock import FileLock
 from vlmkit_retrieval.types import PayloadKind, Space, Sparse
-from vlmkit_retrieval.where import Where
+from vlmkit_retrieval.where import All, Where
 
 # Written by the library beside its segments (see `read_spaces`); also how a shard is told from any directory.
 _CONFIG = "edge_config.json"
@@ -164,16 +164,15 @@ class EdgeEngine(QdrantPoints):
 
     def _nearest(self, asked: Asked, limit: int) -> Sequence[Scored]:
         edge, sparse = self._edge, isinstance(self._known[asked.name], Sparse)
-        counted = to_filter(asked.corpus, self._words) if sparse else None
+        # Without a corpus the library counts terms of deleted points, too; "all" counts those that are there.
+        counted = to_filter(All(()) if asked.corpus is None else asked.corpus, self._words)
         request = edge.QueryRequest(
             limit=limit,
             query=edge.Query.Nearest(to_stored(asked.query, edge.SparseVector), using=asked.name),
             filter=to_filter(asked.where, self._words),
             with_payload=True,
             with_vector=False if sparse else [asked.name],
-            params=edge.SearchParams(
-                exact=asked.exact, idf=None if counted is None else edge.IdfParams(counted)
-            ),
+            params=edge.SearchParams(exact=asked.exact, idf=edge.IdfParams(counted) if sparse else None),
         )
         found: Sequence[Scored] = self._shard.query(request)
         return found

@@ -58,7 +58,7 @@ def to_filter(where: Where | None, words: Words) -> Any:
     if where is None:
         return None
     condition = _condition(where, words)
-    return condition if isinstance(where, All | Either | Not) else words.join(must=[condition])
+    return condition if isinstance(where, All | Not) else words.join(must=[condition])
 
 
 def _condition(where: Where, words: Words) -> Any:
@@ -90,6 +90,8 @@ def _match(path: str, values: Sequence[str | int | bool], words: Words) -> Any:
 
 def _any(conditions: list[Any], words: Words) -> Any:
     """At least one; none of no conditions, where an empty list would let everything through."""
+    if len(conditions) == 1:
+        return conditions[0]
     return words.join(should=conditions) if conditions else words.join(must_not=[words.join()])
 
 

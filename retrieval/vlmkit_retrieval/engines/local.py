@@ -1,8 +1,8 @@
 """Qdrant's local mode (`qdrant-client` without a server): in memory, or in files where no edge wheel exists.
 
 It is written in Python: slower than the embedded engine by a factor of ten and more, and meant by its authors
-for up to 20,000 points. It compares every vector, keeps float32 also where a space is half, and knows no
-payload index.
+for up to 20,000 points. It compares every vector, and knows no payload index. It keeps float32 where a space
+is half, too, and forgets over a reopen that a space which was added later is half.
 """
 
 from __future__ import annotations

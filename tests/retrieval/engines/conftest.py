@@ -42,6 +42,12 @@ def opened(tmp_path):
         engine.close()
 
 
+@pytest.fixture
+def libraries():
+    """The kinds that `opened` opens."""
+    return LIBRARIES
+
+
 @pytest.fixture(params=LIBRARIES)
 def library(request, opened):
     """An empty engine of each library."""

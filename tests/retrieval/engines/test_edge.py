@@ -11,8 +11,6 @@ from vlmkit_retrieval.engines import open_engine
 from vlmkit_retrieval.errors import IndexLockedError, RetrievalError, RetrievalUsageError
 from vlmkit_retrieval.types import Dense, Point
 
-WIDTHS = {"a": Dense(4), "b": Dense(3)}
-
 
 @pytest.fixture
 def shard(tmp_path):
@@ -48,16 +46,31 @@ def test_edge_stores_what_it_gave_without_changing_a_bit(shard, mixed_points, sp
         assert all(map(same, before, engine.scroll()))
 
 
-def test_edge_keeps_everything_over_a_reopen(shard, random_points):
+def test_edge_keeps_everything_over_a_reopen(shard, mixed_points, spaces):
+    query = mixed_points(1)[0].vectors
     with open_engine(shard) as engine:
         assert (engine.count(), engine.ids()) == (0, [])
-        engine.ensure(WIDTHS)
-        engine.upsert(random_points(20))
-        before = engine.search("a", unit(1, 0, 0, 0), 5)
+        engine.ensure({"a": Dense(4)})
+        engine.ensure(spaces)
+        engine.upsert(mixed_points(20))
+        before = [engine.search(name, query[name], 5) for name in query]
     with open_engine(shard) as engine:
-        assert engine.search("a", unit(1, 0, 0, 0), 5) == before
-        with pytest.raises(RetrievalUsageError, match="known: a, b"):
+        assert engine.spaces() == spaces
+        assert [engine.search(name, query[name], 5) for name in query] == before
+        with pytest.raises(RetrievalUsageError, match="known: a, b, half, m, s"):
             engine.search("c", unit(1, 0), 5)
+
+
+def test_edge_writes_a_large_call_in_pieces(shard, monkeypatch):
+    """512 points of 768 numbers each, so that one piece stays far below 100 ms of CPU."""
+    sizes = []
+    with open_engine(shard) as engine:
+        engine.ensure({"a": Dense(768)})
+        update = engine._update
+        monkeypatch.setattr(engine, "_update", lambda o: (sizes.append(engine.count()), update(o)))
+        engine.upsert([Point(str(n), {"a": np.full(768, n + 1.0, np.float32)}) for n in range(1100)])
+        assert engine.count() == 1100
+    assert sizes == [0, 512, 1024]
 
 
 def test_edge_refuses_a_directory_of_something_else(tmp_path):
@@ -180,3 +193,16 @@ def test_an_orphaned_child_does_not_keep_the_lock(shard, python):
         open_engine(shard).close()
     finally:
         os.kill(child, 9)
+
+
+def test_locations_are_told_apart():
+    with pytest.raises(RetrievalUsageError, match="no engine for ftp://"):
+        open_engine("ftp://host")
+
+
+def test_a_damaged_configuration_is_one_clear_line(shard):
+    with open_engine(shard) as engine:
+        engine.ensure({"a": Dense(4)})
+    (shard / "edge_config.json").write_text('{"vectors": {"a": {}}}')
+    with pytest.raises(RetrievalError, match=r"edge_config\.json is damaged"):
+        open_engine(shard)

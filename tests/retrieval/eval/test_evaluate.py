@@ -139,7 +139,7 @@ def test_a_run_of_something_else_is_refused(index, task, tmp_path, line, says):
 
 def test_an_approximate_engine_is_measured_against_exact(index, task, colours):
     class Erring:
-        """The index's engine, whose plain search loses the best hit."""
+        """The index's engine, whose approximate search loses the best hit."""
 
         approximate = True
 
@@ -149,8 +149,9 @@ def test_an_approximate_engine_is_measured_against_exact(index, task, colours):
         def __getattr__(self, name):
             return getattr(self.engine, name)
 
-        def search(self, name, query, k, *, exact=False):
-            return self.engine.search(name, query, k) if exact else self.engine.search(name, query, k + 1)[1:]
+        def search(self, name, query, k, where=None, *, exact=True):
+            found = self.engine.search(name, query, k + (not exact), where)
+            return found if exact else found[1:]
 
     index.engine = Erring(index.engine)
     found = evaluate(index, task, colours, k=2)

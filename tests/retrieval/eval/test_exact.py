@@ -5,20 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vlmkit_retrieval.engines import open_engine
-from vlmkit_retrieval.eval.exact import against_exact, as_approximate, neighbours_found
+from vlmkit_retrieval.eval.exact import against_exact, neighbours_found
 from vlmkit_retrieval.types import Hit
 
 
 class ErringEngine:
-    """Knows ten items by their score; a plain search misses those whose number is in `missed`."""
-
-    approximate = True
+    """Knows ten items by their score; an approximate search misses those whose number is in `missed`."""
 
     def __init__(self, missed=()):
         self.missed = set(missed)
 
-    def search(self, vector_name, query, k, *, exact=False):
+    def search(self, name, query, k, *, exact=True):
         found = [n for n in range(10) if exact or n not in self.missed]
         return [Hit(str(n), 1 - n / 10, {}) for n in found][:k]
 
@@ -40,12 +37,3 @@ def test_items_that_tie_with_the_last_one_are_as_good():
     # They do not make up for the one that is better.
     assert neighbours_found([Hit("b", 0.5, {}), Hit("c", 0.5, {}), Hit("d", 0.5, {})], truth) == 0.5
     assert neighbours_found([], []) == 1.0
-
-
-def test_only_an_engine_that_says_so_is_approximate(tmp_path):
-    engine = ErringEngine()
-    assert as_approximate(engine) is engine
-    engine.approximate = False
-    assert as_approximate(engine) is None
-    with open_engine(tmp_path / "shard") as exact:
-        assert as_approximate(exact) is None
