@@ -27,7 +27,7 @@ class SearchOptions:
         collapse: Show items of the same content once.
         near: With `collapse`, also those whose cosine is above this.
         by: The dense space in which items are compared; None for the first one asked.
-        exact: Compare with every item. Otherwise by the approximate index, if there is one.
+        exact: Compare with every item even where the engine has an approximate index.
 
     Raises:
         RetrievalUsageError: A value that is not possible.
@@ -41,7 +41,7 @@ class SearchOptions:
     collapse: bool = False
     near: float | None = None
     by: str | None = None
-    exact: bool = True
+    exact: bool = False
 
     def __post_init__(self) -> None:
         for name, weight in self.weights.items():

@@ -88,9 +88,11 @@ class Searcher:
     def _list(self, own: PlannedList, depth: int, where: Where | None, options: SearchOptions) -> list[Hit]:
         if own.pooled is not None:
             query = self._pooled_query(own.pooled, own.query)
-            coarse = self._engine.search(own.pooled, query, max(POOLED, depth), where, exact=options.exact)
+            coarse = self._engine.search(
+                own.pooled, query, max(POOLED, depth), where, exact=self._exact(options)
+            )
             where = both(where, HasId(tuple(hit.id for hit in coarse)))
-        return self._engine.search(own.space, own.query, depth, where, exact=options.exact)
+        return self._engine.search(own.space, own.query, depth, where, exact=self._exact(options))
 
     def _between(
         self, space: str, text_D: Vectors, image_D: Vectors, where: Where | None, options: SearchOptions
@@ -100,11 +102,14 @@ class Searcher:
         found = [
             hit.id
             for query_D in (text_D, image_D)
-            for hit in self._engine.search(space, query_D, SAMPLE, where, exact=options.exact)
+            for hit in self._engine.search(space, query_D, SAMPLE, where, exact=self._exact(options))
         ]
         points = self._engine.retrieve(sorted(set(found)), with_vectors=True).values()
         rows_ND = np.array([point.vectors[space] for point in points], np.float32)
         return balanced(text_D, image_D, rows_ND, options.blend)
+
+    def _exact(self, options: SearchOptions) -> bool:
+        return options.exact or not self._engine.approximate
 
     def _pooled_query(self, pooled: str, query: Vector) -> Vector:
         """The query's vectors, or their mean where the pooled space has one vector an item."""

@@ -10,6 +10,8 @@ from vlmkit_retrieval.where import holds
 class ListEngine:
     """What a search needs of an `Engine`, over a list of points: filters by `holds`, scores as defined."""
 
+    approximate = False
+
     def __init__(self, spaces, points):
         self._spaces = dict(spaces)
         self.points = {point.id: point for point in points}

@@ -94,8 +94,18 @@ def test_lists_go_deeper_than_the_hits(searcher, engine):
     searcher.search("red", k=2)
     assert [k for _, k, _, _ in engine.asked] == [50, 50, 50]
     engine.asked.clear()
-    searcher.search("red", k=20, options=SearchOptions(exact=False))
-    assert [(k, exact) for _, k, _, exact in engine.asked] == [(80, False)] * 3
+    searcher.search("red", k=20)
+    assert [k for _, k, _, _ in engine.asked] == [80, 80, 80]
+
+
+@pytest.mark.parametrize("approximate", [False, True])
+def test_an_approximate_index_is_used_where_there_is_one(searcher, engine, approximate):
+    engine.approximate = approximate
+    searcher.search("red", picture("red"))
+    assert {exact for _, _, _, exact in engine.asked} == {not approximate}
+    engine.asked.clear()
+    searcher.search("red", picture("red"), options=SearchOptions(exact=True))
+    assert {exact for _, _, _, exact in engine.asked} == {True}
 
 
 def test_fused_scores_by_hand(searcher):
