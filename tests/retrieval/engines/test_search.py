@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from vlmkit_retrieval.types import Dense, Multi, Point, Terms
+from vlmkit_retrieval.engines.ranking import best, scores
+from vlmkit_retrieval.types import Dense, Multi, Point, Sparse, Terms
 from vlmkit_retrieval.where import Match, Range, holds
 
 
@@ -111,6 +112,17 @@ def test_equal_scores_are_in_order_of_id_wherever_k_cuts(engine, spaces, name, w
     same = [Point(f"{n:03}", {name: worse}) for n in range(100)]
     engine.upsert([*same[::-1], Point("zzz", {name: better})])
     assert [hit.id for hit in engine.search(name, query, 4)] == ["zzz", "000", "001", "002"]
+
+
+def test_cosines_are_computed_again_and_what_a_term_is_worth_is_not():
+    """An engine's scores decide who is a candidate; two engines add in different orders."""
+    rows, given = units(3, 5), [0.1, 0.2, 0.3]
+    np.testing.assert_allclose(scores(Dense(5), rows[0], rows.tolist(), given), rows @ rows[0], atol=1e-6)
+    patches = [rows[:2].tolist(), rows.tolist(), rows[2:].tolist()]
+    expected = [2.0, 2.0, float((rows[:2] @ rows[2:].T).sum())]
+    np.testing.assert_allclose(scores(Multi(5), rows[:2], patches, given), expected, atol=1e-6)
+    assert scores(Sparse(), Terms([1], [1.0]), [], given).tolist() == given
+    assert best(np.array([0.5, 0.9, 0.5]), ["b", "c", "a"], 2) == [1, 2]
 
 
 def test_500_random_queries_find_the_same_in_every_library(opened, libraries):
