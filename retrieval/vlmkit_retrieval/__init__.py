@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vlmkit_retrieval.aggregate import Verdict, aggregate
     from vlmkit_retrieval.copy import copy_index
     from vlmkit_retrieval.engines import open_engine
+    from vlmkit_retrieval.engines.tenant import Tenant
     from vlmkit_retrieval.errors import RetrievalError, RetrievalUsageError
     from vlmkit_retrieval.feature_store import FeatureStore
     from vlmkit_retrieval.images import load_image
@@ -22,31 +23,41 @@ if TYPE_CHECKING:
         Answer,
         Answerer,
         Citation,
+        Dense,
         Embedder,
         Engine,
         Hit,
+        Multi,
         Point,
+        Sparse,
         SyncReport,
+        Terms,
         Unreadable,
     )
+    from vlmkit_retrieval.where import parse_where
 
 __all__ = [
     "Answer",
     "Answerer",
     "Bm25Terms",
     "Citation",
+    "Dense",
     "Embedder",
     "Engine",
     "FeatureStore",
     "Hit",
     "Index",
+    "Multi",
     "Point",
     "RetrievalError",
     "RetrievalUsageError",
     "SearchHit",
     "SearchOptions",
     "Searcher",
+    "Sparse",
     "SyncReport",
+    "Tenant",
+    "Terms",
     "Unreadable",
     "Verdict",
     "aggregate",
@@ -54,12 +65,14 @@ __all__ = [
     "copy_index",
     "load_image",
     "open_engine",
+    "parse_where",
 ]
 
 _MODULES = {
     "aggregate": ("Verdict", "aggregate"),
     "copy": ("copy_index",),
     "engines": ("open_engine",),
+    "engines.tenant": ("Tenant",),
     "errors": ("RetrievalError", "RetrievalUsageError"),
     "feature_store": ("FeatureStore",),
     "images": ("load_image",),
@@ -70,13 +83,18 @@ _MODULES = {
         "Answer",
         "Answerer",
         "Citation",
+        "Dense",
         "Embedder",
         "Engine",
         "Hit",
+        "Multi",
         "Point",
+        "Sparse",
         "SyncReport",
+        "Terms",
         "Unreadable",
     ),
+    "where": ("parse_where",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

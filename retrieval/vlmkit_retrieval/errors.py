@@ -28,7 +28,8 @@ class MissingPackageError(RetrievalError, ImportError):
 
     Args:
         package: What could not be imported, as a user knows it (`qdrant-client`).
+        otherwise: What to do where it cannot be installed.
     """
 
-    def __init__(self, package: str) -> None:
-        super().__init__(f"{package} is not installed; do: pip install 'vlmkit[rag]'")
+    def __init__(self, package: str, otherwise: str = "") -> None:
+        super().__init__(f"{package} is not installed; do: pip install 'vlmkit[rag]'{otherwise}")

@@ -57,7 +57,7 @@ def test_a_missing_package_names_the_extra(python, tmp_path, module, package, us
         f"import sys; sys.modules[{module!r}] = None\ntry:\n    {use}\nexcept ImportError as e:\n    print(e)"
     )
     expected = f"{package} is not installed; do: pip install 'vlmkit[rag]'"
-    assert finished(python(program, tmp_path / "shard")) == expected
+    assert finished(python(program, tmp_path / "shard")).startswith(expected)
 
 
 def test_a_fake_is_an_embedder_by_shape(colours):

@@ -198,7 +198,8 @@ def _import_edge() -> Any:
     try:
         import qdrant_edge
     except ImportError as error:
-        raise MissingPackageError("qdrant-edge-py") from error
+        where = ", or where pip finds no wheel of it, make the index with --engine local:engine"
+        raise MissingPackageError("qdrant-edge-py", where) from error
     return qdrant_edge
 
 

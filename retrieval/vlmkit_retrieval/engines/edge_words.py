@@ -18,7 +18,7 @@ def to_stored(vector: Vector, sparse: Any) -> Any:
     """A checked vector as the library reads it fastest: a memory view half the time of an array."""
     if isinstance(vector, Terms):
         return sparse(vector.indices, vector.values)
-    return vector.data if vector.ndim == 1 else vector.tolist()
+    return vector.data if vector.ndim == 1 else [row.data for row in vector]
 
 
 class EdgeSpaces:

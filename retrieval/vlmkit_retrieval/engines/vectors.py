@@ -1,12 +1,11 @@
 """Vectors as engines store them, checked a whole column at a time: Python does nothing number by number.
 
-Shapes: N vectors of a column (in a multi space, of all its items together), D numbers of a vector.
+Shapes: N vectors of a block of items (in a multi space, of one item), D numbers of a vector.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -65,14 +64,21 @@ def _checked_column(
             raise RetrievalUsageError(f"{owners[0]}: no vector is named {name!r} (known: {known})")
         case Sparse():
             return [_checked_terms(owner, terms, name) for owner, terms in zip(owners, vectors, strict=True)]
-        case Dense(width):
+        case Dense() | Multi() as space:
             arrays = [_array(*of, name) for of in zip(owners, vectors, strict=True)]
-            _check_shapes(owners, arrays, name, (width,))
-            return list(_units(owners, arrays, name))
-        case Multi(width):
-            return _checked_multi(
-                owners, [_array(*of, name) for of in zip(owners, vectors, strict=True)], name, width
-            )
+            check = _checked_dense if isinstance(space, Dense) else _checked_multi
+            return check(owners, arrays, name, space.width)
+
+
+def _checked_dense(
+    owners: Sequence[str], arrays: Sequence[NDArray[Any]], name: str, width: int
+) -> list[Vectors]:
+    _check_shapes(owners, arrays, name, (width,))
+    units: list[Vectors] = []
+    for start in range(0, len(arrays), _BLOCK):
+        block_ND = np.stack(arrays[start : start + _BLOCK])
+        units.extend(_unit_rows(block_ND, owners[start : start + _BLOCK], name))
+    return units
 
 
 def _checked_multi(
@@ -85,10 +91,10 @@ def _checked_multi(
                 f"{owner}: vector {name!r} has {len(array)} x {width} numbers, possible are 1 to "
                 f"{MULTI_LIMIT:,}; pool its rows"
             )
-    rows_ND = [row for array in arrays for row in array]
-    units_ND = _units([o for o, array in zip(owners, arrays, strict=True) for _ in array], rows_ND, name)
-    ends = list(accumulate(map(len, arrays)))
-    return [units_ND[end - len(array) : end] for end, array in zip(ends, arrays, strict=True)]
+    return [
+        _unit_rows(rows_ND, [owner] * len(rows_ND), name)
+        for owner, rows_ND in zip(owners, arrays, strict=True)
+    ]
 
 
 def _array(owner: str, vector: Vector, name: str) -> NDArray[Any]:
@@ -109,20 +115,18 @@ def _check_shapes(
             )
 
 
-def _units(owners: Sequence[str], rows: Sequence[NDArray[Any]], name: str) -> Vectors:
-    """Stacked (N, D) at unit length; what a row becomes does not depend on its company."""
-    units_ND = np.empty((len(rows), len(rows[0])), np.float32)
-    for start in range(0, len(rows), _BLOCK):
-        wide_ND = np.stack(rows[start : start + _BLOCK]).astype(np.float64)
-        with np.errstate(over="ignore"):  # too large a length is told below
-            norms_N = np.sqrt((wide_ND * wide_ND).sum(1))
-        bad_N = ~np.isfinite(norms_N) | (norms_N == 0.0)
-        if bad_N.any():
-            first = int(bad_N.argmax())
-            raise RetrievalError(f"{owners[start + first]}: vector {name!r} {_complaint(wide_ND[first])}")
-        # What is unit length up to rounding stays as it is, so that storing it again changes no bit.
-        norms_N[np.abs(norms_N - 1.0) < 1e-6] = 1.0
-        units_ND[start : start + _BLOCK] = wide_ND / norms_N[:, None]
+def _unit_rows(rows_ND: NDArray[Any], owners: Sequence[str], name: str) -> Vectors:
+    """Each row at unit length, float32; what a row becomes does not depend on its company."""
+    wide_ND = rows_ND.astype(np.float64)
+    with np.errstate(over="ignore"):  # too large a length is told below
+        norms_N = np.sqrt((wide_ND * wide_ND).sum(1))
+    bad_N = ~np.isfinite(norms_N) | (norms_N == 0.0)
+    if bad_N.any():
+        first = int(bad_N.argmax())
+        raise RetrievalError(f"{owners[first]}: vector {name!r} {_complaint(wide_ND[first])}")
+    # What is unit length up to rounding stays as it is, so that storing it again changes no bit.
+    norms_N[np.abs(norms_N - 1.0) < 1e-6] = 1.0
+    units_ND: Vectors = (wide_ND / norms_N[:, None]).astype(np.float32)
     return units_ND
 
 

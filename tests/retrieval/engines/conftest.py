@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vlmkit_retrieval.engines import open_engine
+from vlmkit_retrieval.engines.server import ServerEngine
 from vlmkit_retrieval.engines.tenant import Tenant
 from vlmkit_retrieval.types import Dense, Multi, Point, Sparse, Terms
 
@@ -39,6 +40,8 @@ def opened(tmp_path):
 
     yield open_new
     for engine in engines:
+        if isinstance(engine, ServerEngine) and not engine._closed:
+            engine._client.delete_collection(engine._collection)
         engine.close()
 
 

@@ -135,6 +135,7 @@ EMPTY = {
 
 def test_every_method_of_an_engine_is_tried_here():
     assert USES.keys() == {name for name in vars(Engine) if not name.startswith("_")}
+    assert USES.keys() == {name for name in vars(Tenant) if not name.startswith("_")}
 
 
 @pytest.mark.parametrize("name", USES)
