@@ -57,7 +57,7 @@ def chunks(text: str, size: int, overlap: int, *, markdown: bool = False) -> Ite
     for own in _packed(_pieces(text, size - overlap, markdown), size - overlap):
         start = own.start
         if before is not None and not own.opens and overlap:
-            word = WORD.search(text, max(before.start, start - overlap), start)
+            word = WORD.search(text, max(before.start + 1, start - overlap), start)
             start = start if word is None else word.start()
         yield replace(own, start=start)
         before = own

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from vlmkit_retrieval.errors import FileError, MissingPackageError
 
-MEMORY = 768 * 1024**2
+MEMORY = 640 * 1024**2
 SECONDS = 60.0
 
 
