@@ -24,6 +24,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 256 * 1024 * 1024
+BAND = 4_000_000  # pixels
 
 
 class ImageError(FileError):
@@ -175,9 +176,9 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    """In bands of 4 million pixels: whole, a picture of the largest size would be held in five copies."""
+    """In bands: whole, a picture of the largest size would be held in five copies."""
     rgb = Image.new("RGB", image.size)
-    rows = max(1, 4_000_000 // max(1, image.width))
+    rows = max(1, BAND // max(1, image.width))
     for top in range(0, image.height, rows):
         band = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
         rgb.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band).convert("RGB"), (0, top))

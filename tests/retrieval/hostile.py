@@ -325,7 +325,9 @@ def cases(url: str) -> dict[str, Case]:
             files(a_pdf=pdfs.assemble(pdfs.page_objects([]))), 0, (r"0 pages|damaged",)
         ),
         "pdf-huge-page": Case(files(a_pdf=pdfs.pdf("x", box="0 0 200000 200000")), 0, (over,)),
-        "pdf-endless-page": Case(files(a_pdf=pdfs.pdf("x", box="0 0 1e38 1e38")), 1),  # PDFium takes it for a letter
+        "pdf-endless-page": Case(
+            files(a_pdf=pdfs.pdf("x", box="0 0 1e38 1e38")), 1
+        ),  # PDFium takes it for a letter
         "pdf-20000-pages": Case(files(a_pdf=many_pages()), 0, ("20,000 pages",)),
         "pdf-pages-in-a-circle": Case(files(a_pdf=circular()), 0, ("page|damaged",)),
         "pdf-text-of-1500-megabytes": Case(files(a_pdf=content_bomb()), 0, ("MiB of memory|page 1",)),

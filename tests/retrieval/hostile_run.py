@@ -6,16 +6,15 @@ python hostile_run.py CORPUS [--no-pixel-budget]
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
 from PIL import Image
 
 from vlmkit_retrieval import images
+from vlmkit_retrieval.errors import FileError
 from vlmkit_retrieval.scan import scan
 from vlmkit_retrieval.sources import SOURCES, Reader, as_line, pdf_process, suffixes_of
-from vlmkit_retrieval.errors import FileError
 
 
 def resident(pid: int | str, key: str) -> int:

@@ -1,4 +1,4 @@
-"""Sixty and more files made to break what reads them: each gives items or a line, and nothing else happens."""
+"""Files made to break what reads them: each gives items or a line, and nothing else happens."""
 
 from __future__ import annotations
 
@@ -121,7 +121,9 @@ def test_nothing_is_fetched(trap, told):
 
 
 def test_the_trap_sees_who_knocks(trap):
-    program = "import sys, urllib.request as u\ntry: u.urlopen(sys.argv[1], timeout=0.2)\nexcept OSError: pass"
+    program = (
+        "import sys, urllib.request as u\ntry: u.urlopen(sys.argv[1], timeout=0.2)\nexcept OSError: pass"
+    )
     trap.run("-c", program, trap.url)
     assert "socket.connect" in trap.log.read_text()
     assert trap.knocks() == 1

@@ -113,7 +113,8 @@ def _pixels(width: float, height: float, dpi: int) -> tuple[int, int]:
     """Size of the picture of a page, as PDFium will draw it."""
     if not (math.isfinite(width) and math.isfinite(height) and width > 0 and height > 0):
         raise FileError(f"its size is {width} x {height} points")
-    pixels = math.ceil(width * dpi / POINTS), math.ceil(height * dpi / POINTS)
+    scale = dpi / POINTS
+    pixels = math.ceil(width * scale), math.ceil(height * scale)  # in this order: 1650.0000000000002 is 1651
     if pixels[0] * pixels[1] > MAX_PIXELS:
         raise ImageSizeError(*pixels)
     return pixels
