@@ -45,8 +45,9 @@ class Walk:
     def _look_up(self, folder: Path) -> None:
         """Note the files of captions from the outermost folder down to this one."""
         if folder.is_relative_to(self._base):
-            for above in (self._base, *reversed(folder.relative_to(self._base).parents), folder):
-                self._inherit(self._base / above, _names(self._base / above))
+            below = folder.relative_to(self._base)
+            for part in (*reversed(below.parents), below):
+                self._inherit(self._base / part, _names(self._base / part))
 
     def _inherit(self, folder: Path, names: list[str]) -> None:
         own = tuple(folder / name for name in metadata(names))

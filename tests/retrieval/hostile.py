@@ -310,6 +310,8 @@ def cases(url: str) -> dict[str, Case]:
         "text-too-large": Case(lambda f: os.truncate(_touch(f / "a.txt"), 17 * 1024**2), 0, ("16 MiB",)),
         "text-one-line": Case(files(a_md=b"#" + b"x" * 1_049_999), 1000),
         "text-only-headings": Case(files(a_md=b"# a\n" * 2000), 2000),
+        "text-400000-headings": Case(files(a_md=b"# a\n" * 400_000), 0, ("more than 50,000 chunks",)),
+        "text-only-newlines": Case(files(a_md=b"\n" * 1_000_000), 0, ("no text",)),
         "text-with-addresses": Case(files(a_md=f"![x]({url})\n{links}\n{tokens}".encode()), 1),
     }
     damaged = "damaged, or no PDF"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from vlmkit_retrieval.errors import FileError
 from vlmkit_retrieval.scan import scan
 from vlmkit_retrieval.sources import Reader, Rules
 from vlmkit_retrieval.sources import pdf as pdf_source
-from vlmkit_retrieval.sources.pdf_process import PdfCrash, PdfProcess
+from vlmkit_retrieval.sources.pdf_process import Document, PdfCrash, PdfProcess
 
 OUTLINE = [("Install", 1), ("Configure", 1), ("Remove", 3)]
 
@@ -88,6 +89,18 @@ def test_pictures_are_drawn_in_any_order_and_of_several_files(manual, read, tmp_
     assert sizes[f"{other}#page=1"] == (625, 417)
 
 
+def test_threads_wait_for_each_other(manual, read, tmp_path):
+    """Each asks for pages of another file: none may be given the other's."""
+    (tmp_path / "other.pdf").write_bytes(pdfs.pdf(*"abcde", box="0 0 300 200"))
+    found = scan([manual, tmp_path / "other.pdf"], (".pdf",))
+    with Reader(found.files, ["pdf"]) as reader:
+        pages = [item for file in found.files.values() for item in reader.read(file)]
+        with ThreadPoolExecutor(2) as pool:
+            sizes = list(pool.map(lambda item: item.image().size, [*pages, *reversed(pages)]))
+    expected = [(item.payload["width"], item.payload["height"]) for item in pages]
+    assert sizes == [*expected, *reversed(expected)]
+
+
 def test_a_file_that_changed_gives_no_picture(manual, read):
     items, reader = read(manual)
     reader._sources[".pdf"]._process.close()  # as after a crash
@@ -107,7 +120,7 @@ def test_the_size_is_known_before_it_is_drawn(tmp_path, read, monkeypatch):
     assert [item.payload["page"] for item in items] == [1]
     [line] = reader.refused
     assert line.path == path.as_posix()
-    assert line.reason.startswith("page 2: 30000x30000 is over 50 million pixels")
+    assert line.reason.startswith("page 2: 30001x30001 is over 50 million pixels")
     assert line.reason.endswith("(and 1 pages more)")
     assert len(read(path, dpi=20)[0]) == 3
 
@@ -115,11 +128,11 @@ def test_the_size_is_known_before_it_is_drawn(tmp_path, read, monkeypatch):
 def test_pdfium_that_died_costs_a_page_and_is_started_again(manual, read, monkeypatch):
     page, killed = PdfProcess.page, []
 
-    def dies_once(process: PdfProcess, number: int):
+    def dies_once(process: PdfProcess, document: Document, number: int):
         if number == 2 and not killed:
             killed.append(number)
             os.kill(process._process.pid, signal.SIGKILL)
-        return page(process, number)
+        return page(process, document, number)
 
     monkeypatch.setattr(PdfProcess, "page", dies_once)
     items, reader = read(manual)
@@ -131,7 +144,7 @@ def test_pdfium_that_died_costs_a_page_and_is_started_again(manual, read, monkey
 def test_a_file_that_kills_it_again_and_again_is_given_up(manual, read, monkeypatch):
     asked = []
 
-    def dies(process: PdfProcess, number: int):
+    def dies(process: PdfProcess, document: Document, number: int):
         asked.append(number)
         raise PdfCrash("it took more than 60 seconds")
 
@@ -146,7 +159,7 @@ def test_a_file_that_kills_it_again_and_again_is_given_up(manual, read, monkeypa
 def test_it_is_stopped_when_it_takes_too_long(manual):
     process = PdfProcess(seconds=0.01)
     with pytest.raises(PdfCrash, match=r"it took more than 0\.01 seconds"):
-        process.open("", manual.read_bytes())
+        process.open(Document("", manual.read_bytes))
     process.close()
     process.close()
 

@@ -91,6 +91,14 @@ def test_an_unknown_kind_is_named():
         Reader([], [])
 
 
+@pytest.mark.parametrize(
+    "rules", [{"dpi": 0}, {"dpi": 5000}, {"chunk": 10}, {"overlap": 600}, {"overlap": -1}]
+)
+def test_rules_that_make_no_sense_are_refused(rules):
+    with pytest.raises(RetrievalUsageError, match="possible: "):
+        Rules(**rules)
+
+
 def test_kinds_share_no_suffix():
     every = suffixes_of(list(SOURCES))
     assert len(set(every)) == len(every)

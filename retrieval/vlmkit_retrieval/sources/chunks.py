@@ -106,21 +106,21 @@ def _skip(text: str, start: int) -> int:
 
 def _paragraphs(text: str, markdown: bool) -> Iterator[Chunk]:
     """Pieces that tile the text: a paragraph or a heading, with the white space behind it."""
-    block = Chunk(0, 0)
+    start = end = 0
     levels: tuple[tuple[int, str], ...] = ()
-    fence, blank = "", False
+    opens, fence, blank = False, "", False
     for line in text.splitlines(keepends=True):
-        heading = HEADING.match(line) if markdown and not fence else None
-        if heading or (blank and line.strip()):
-            yield block
-            block = Chunk(block.end, block.end, block.headings)
+        filled = bool(line.strip())
+        heading = HEADING.match(line) if markdown and filled and not fence else None
+        if heading or (blank and filled):
+            yield Chunk(start, end, tuple(title for _, title in levels), opens)
+            start, opens = end, heading is not None
         if heading:
             levels = _under(levels, len(heading[1]), heading[2])
-            block = replace(block, headings=tuple(title for _, title in levels), opens=True)
-        fence = _fence(line, fence)
-        blank = not line.strip()
-        block = replace(block, end=block.end + len(line))
-    yield block
+        if filled:
+            fence = _fence(line, fence)
+        blank, end = not filled, end + len(line)
+    yield Chunk(start, end, tuple(title for _, title in levels), opens)
 
 
 def _under(levels: tuple[tuple[int, str], ...], depth: int, line: str) -> tuple[tuple[int, str], ...]:

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from PIL import Image
 
+from vlmkit_retrieval.errors import RetrievalUsageError
 from vlmkit_retrieval.scan import ScannedFile
 
 Kind = Literal["image", "page", "text"]
@@ -77,11 +78,23 @@ class Rules:
         dpi: Pages are drawn with so many pixels an inch.
         chunk: A chunk of text has at most so many characters.
         overlap: So many of them, at most, are the end of the chunk before.
+
+    Raises:
+        RetrievalUsageError: A number that makes no sense.
     """
 
     dpi: int = 150
     chunk: int = 1200
     overlap: int = 150
+
+    def __post_init__(self) -> None:
+        if not 10 <= self.dpi <= 1200:
+            raise RetrievalUsageError(f"pages at {self.dpi} dpi (possible: 10 to 1200)")
+        if self.chunk < 20 or not 0 <= self.overlap < self.chunk / 2:
+            raise RetrievalUsageError(
+                f"chunks of {self.chunk} characters with an overlap of {self.overlap} "
+                "(possible: 20 or more; an overlap of less than half)"
+            )
 
 
 def text_sha256(text: str) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -15,7 +18,7 @@ from vlmkit_retrieval.images import MAX_PIXELS, ImageSizeError, read_file, sha25
 from vlmkit_retrieval.scan import ScannedFile
 from vlmkit_retrieval.sources.images import read_again
 from vlmkit_retrieval.sources.items import Item, Refuse, Rules
-from vlmkit_retrieval.sources.pdf_process import PdfCrash, PdfProcess
+from vlmkit_retrieval.sources.pdf_process import Document, PdfCrash, PdfProcess
 
 SUFFIXES = (".pdf",)
 MAX_PAGES = 10_000
@@ -42,33 +45,20 @@ class PdfSource:
         Raises:
             FileError: It is no PDF, is damaged or cut off, has no pages or too many, or needs a password.
         """
-        path = Path(file.id)
-        data = read_file(path)
-        sha = sha256(data)
-        _check_ends(data)
-        found = self._process.open(sha, data)
-        del data  # up to 256 MiB, while somebody works with the items
-        titles = _titles(found["outline"])
+        opened = self._open(Path(file.id))
         bad: list[str] = []
         crashes = 0
-        if not 0 < found["pages"] <= MAX_PAGES:
-            raise FileError(f"it has {found['pages']:,} pages (possible: 1 to {MAX_PAGES:,})")
-        for number in range(found["pages"]):
+        for number in range(opened.pages):
             try:
-                page = self._page(path, sha, number)
+                item = self._item(file.id, opened, number)
             except FileError as error:
                 bad.append(f"page {number + 1}: {error}")
                 crashes += isinstance(error, PdfCrash)
-                if crashes == CRASHES:
-                    bad[0] += f" (given up at page {number + 1} of {found['pages']})"
-                    break
-                continue
-            payload = {"path": file.id, "kind": "page", "rule": self.rule, "page": number + 1}
-            payload |= {"pages": found["pages"], **_section(titles, number)}
-            payload |= {"width": page["pixels"][0], "height": page["pixels"][1]}
-            content = hashlib.sha256(f"{sha} page {number + 1} dpi {self._dpi}".encode()).hexdigest()
-            draw = self._drawing(path, sha, number)
-            yield Item(f"{file.id}#page={number + 1}", "page", content, page["text"], payload, draw)
+            else:
+                yield item
+            if crashes == CRASHES:
+                bad[0] += f" (given up at page {number + 1} of {opened.pages})"
+                break
         if bad:
             self._refuse(file.id, bad[0] + (f" (and {len(bad) - 1} pages more)" if len(bad) > 1 else ""))
 
@@ -76,27 +66,49 @@ class PdfSource:
         """End PDFium's process."""
         self._process.close()
 
-    def _page(self, path: Path, sha: str, number: int) -> dict[str, Any]:
-        """Text of a page, and the size of its picture, which is known before it is drawn."""
-        self._hold(path, sha)
-        page = self._process.page(number)
-        page["pixels"] = _pixels(page["width"], page["height"], self._dpi)
-        page["text"] = _plain(page["text"]) or None
-        return page
+    def _open(self, path: Path) -> _Opened:
+        data = read_file(path)
+        _check_ends(data)
+        sha = sha256(data)
+        # Not the bytes themselves: they would be held while somebody works with the items.
+        document = Document(sha, lambda: read_again(path, sha))
+        found = self._process.open(document)
+        if not 0 < found["pages"] <= MAX_PAGES:
+            raise FileError(f"it has {found['pages']:,} pages (possible: 1 to {MAX_PAGES:,})")
+        return _Opened(document, found["pages"], _titles(found["outline"]))
 
-    def _drawing(self, path: Path, sha: str, number: int) -> Callable[[], Image.Image]:
-        def draw() -> Image.Image:
-            self._hold(path, sha)
-            size, rows = self._process.draw(number, self._dpi / POINTS)
-            shape = (size["width"], size["height"])
-            return Image.frombytes("RGB", shape, rows, "raw", "RGB", size["stride"], 1)
+    def _item(self, path: str, opened: _Opened, number: int) -> Item:
+        """A page: its text, and the size of its picture, which is known before it is drawn."""
+        page = self._process.page(opened.document, number)
+        width, height = _pixels(page["width"], page["height"], self._dpi)
+        payload = {
+            "path": path,
+            "kind": "page",
+            "rule": self.rule,
+            "page": number + 1,
+            "pages": opened.pages,
+            "outline": opened.titles.get(number, []),
+            "title": _section(opened.titles, number),
+            "width": width,
+            "height": height,
+        }
+        content = hashlib.sha256(f"{opened.document.sha} page {number + 1} dpi {self._dpi}".encode())
+        text = _plain(page["text"]) or None
+        draw = partial(self._draw, opened.document, number)
+        return Item(f"{path}#page={number + 1}", "page", content.hexdigest(), text, payload, draw)
 
-        return draw
+    def _draw(self, document: Document, number: int) -> Image.Image:
+        size, rows = self._process.draw(document, number, self._dpi / POINTS)
+        return Image.frombytes("RGB", (size["width"], size["height"]), rows, "raw", "RGB", size["stride"], 1)
 
-    def _hold(self, path: Path, sha: str) -> None:
-        """Have this document open: another one may have come between, or the process was ended."""
-        if not self._process.holds(sha):
-            self._process.open(sha, read_again(path, sha))
+
+@dataclass(frozen=True)
+class _Opened:
+    """What is known of a file before its pages; `titles` of the outline by page, from 0 on and in order."""
+
+    document: Document
+    pages: int
+    titles: Mapping[int, list[str]]
 
 
 def _check_ends(data: bytes) -> None:
@@ -128,14 +140,20 @@ def _plain(text: str) -> str:
     return "".join(c for c in lines if c not in "\0\ufffe\uffff" and not "\ud800" <= c <= "\udfff").strip()
 
 
-def _titles(outline: Sequence[tuple[str, int, int]]) -> list[tuple[int, str]]:
-    """Entries of the outline that have a title, by page from 0 on, in the order of the outline."""
-    named = [(page, " ".join(_plain(title).split())) for title, _, page in outline]
-    return sorted(((page, title) for page, title in named if title), key=lambda entry: entry[0])
+def _titles(outline: Sequence[tuple[str, int, int]]) -> dict[int, list[str]]:
+    """Titles of the outline by page from 0 on, those of a page in the outline's order."""
+    found: dict[int, list[str]] = defaultdict(list)
+    for title, _, page in sorted(outline, key=lambda entry: entry[2]):
+        plain = " ".join(_plain(title).split())
+        if plain:
+            found[page].append(plain)
+    return dict(found)
 
 
-def _section(titles: Sequence[tuple[int, str]], number: int) -> dict[str, Any]:
-    """`outline`: titles that lead to this page; `title`: the first of them, else the last one before."""
-    here: list[str | None] = [title for page, title in titles if page == number]
-    before: list[str | None] = [title for page, title in titles if page < number]
-    return {"outline": here, "title": (here[:1] or before[-1:] or [None])[0]}
+def _section(titles: Mapping[int, list[str]], number: int) -> str | None:
+    """The first title that leads to a page, else the last one before it."""
+    if number in titles:
+        return titles[number][0]
+    pages = list(titles)
+    before = bisect_left(pages, number)
+    return titles[pages[before - 1]][-1] if before else None

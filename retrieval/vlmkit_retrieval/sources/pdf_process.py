@@ -11,6 +11,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, Timer
 from typing import IO, Any
@@ -19,14 +21,30 @@ from vlmkit_retrieval.errors import FileError, MissingPackageError
 
 MEMORY = 640 * 1024**2
 SECONDS = 60.0
+# What is believed of the process, should a file have taken it over: a line of texts, and a picture.
+MAX_ANSWER = 128 * 1024**2
+MAX_BODY = 256 * 1024**2
 
 
 class PdfCrash(FileError):
     """The process ended, or was ended, at a request."""
 
 
+@dataclass(frozen=True)
+class Document:
+    """A file that can be opened again: another one may come between, or the process may have to be ended.
+
+    Attributes:
+        sha: Hash of its content.
+        load: Reads the content; FileError where it is another one now.
+    """
+
+    sha: str
+    load: Callable[[], bytes]
+
+
 class PdfProcess:
-    """Opens one document at a time.
+    """Has one document open at a time; may be used from several threads, which wait for each other.
 
     Args:
         memory: Bytes the process may have (not on Windows).
@@ -44,34 +62,42 @@ class PdfProcess:
         self._held = ""
         self._lock = Lock()
 
-    def holds(self, sha: str) -> bool:
-        """Whether the document with this content is the open one."""
-        return self._held == sha
-
-    def open(self, sha: str, data: bytes) -> dict[str, Any]:
-        """Open a document and say `pages` and `outline`.
+    def open(self, document: Document) -> dict[str, Any]:
+        """`pages` and `outline` of a document.
 
         Raises:
             FileError: It cannot be opened.
         """
         with self._lock:
-            self._held = ""
-            answer, _ = self._ask({"op": "open", "bytes": len(data)}, data)
-            self._held = sha
-            return answer
+            return self._open(document)
 
-    def page(self, number: int) -> dict[str, Any]:
-        """`width` and `height` in points and `text` of a page, from 0 on, of the open document."""
-        with self._lock:
-            return self._ask({"op": "page", "page": number})[0]
+    def page(self, document: Document, number: int) -> dict[str, Any]:
+        """`width` and `height` in points and `text` of a page, numbered from 0 on."""
+        return self._of(document, {"op": "page", "page": number})[0]
 
-    def draw(self, number: int, scale: float) -> tuple[dict[str, Any], bytes]:
+    def draw(self, document: Document, number: int, scale: float) -> tuple[dict[str, Any], bytes]:
         """`width`, `height` and `stride` of a picture of a page, and its rows; `scale` is pixels a point."""
-        with self._lock:
-            return self._ask({"op": "draw", "page": number, "scale": scale})
+        return self._of(document, {"op": "draw", "page": number, "scale": scale})
 
     def close(self) -> None:
         """End the process; the next request starts another one."""
+        with self._lock:
+            self._end()
+
+    def _of(self, document: Document, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        with self._lock:
+            if self._held != document.sha:
+                self._open(document)
+            return self._ask(request)
+
+    def _open(self, document: Document) -> dict[str, Any]:
+        self._held = ""
+        data = document.load()
+        answer, _ = self._ask({"op": "open", "bytes": len(data)}, data)
+        self._held = document.sha
+        return answer
+
+    def _end(self) -> None:
         self._held = ""
         if self._process is not None:
             self._process.kill()
@@ -87,14 +113,14 @@ class PdfProcess:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.write(body)
             process.stdin.flush()
-            answer: dict[str, Any] = json.loads(process.stdout.readline())
+            answer: dict[str, Any] = json.loads(process.stdout.readline(MAX_ANSWER))
             pixels = _read(process.stdout, answer.get("bytes", 0))
         except (OSError, ValueError):  # a closed pipe; no line, or half of one
             if timer.is_alive():
                 limit = f"{self._memory // 1024**2} MiB of memory, or crashed PDFium"
             else:
                 limit = f"{self._seconds:g} seconds"
-            self.close()
+            self._end()
             raise PdfCrash(f"it took more than {limit}") from None
         finally:
             timer.cancel()
@@ -116,7 +142,7 @@ class PdfProcess:
 
 
 def _read(stream: IO[bytes], size: int) -> bytes:
-    data = stream.read(size)
+    data = stream.read(min(size, MAX_BODY))
     if len(data) < size:
-        raise ValueError("the answer ends too early")
+        raise ValueError("the answer ends too early, or is too long")
     return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from vlmkit_retrieval.errors import FileError
@@ -14,6 +15,7 @@ from vlmkit_retrieval.sources.items import Item, Rules, text_sha256
 MARKDOWN = (".md", ".markdown")
 SUFFIXES = (".txt", *MARKDOWN)
 MAX_BYTES = 16 * 1024**2
+MAX_CHUNKS = 50_000
 
 
 class TextSource:
@@ -31,13 +33,16 @@ class TextSource:
         """The chunks of a file.
 
         Raises:
-            FileError: It is empty, is not UTF-8, or larger than 16 MiB.
+            FileError: It is empty, is not UTF-8, larger than 16 MiB, or of more than 50,000 chunks.
         """
         text = decode_text(read_file(Path(file.id), MAX_BYTES))
         if not text.strip():
             raise FileError("the file has no text")
         markdown = PurePosixPath(file.id).suffix.lower() in MARKDOWN
-        found = chunks(text, self._rules.chunk, self._rules.overlap, markdown=markdown)
+        cut = chunks(text, self._rules.chunk, self._rules.overlap, markdown=markdown)
+        found = list(islice(cut, MAX_CHUNKS + 1))
+        if len(found) > MAX_CHUNKS:
+            raise FileError(f"more than {MAX_CHUNKS:,} chunks of text; split it")
         for number, chunk in enumerate(found, start=1):
             own = text[chunk.start : chunk.end]
             payload = {
