@@ -139,6 +139,7 @@ def test_transparency_in_bands_gives_the_pixels_of_the_whole(monkeypatch, mode):
     np.testing.assert_array_equal(np.asarray(as_rgb(image)), np.asarray(whole))
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
 def test_a_pipe_is_not_waited_for(tmp_path):
     """A name that was a file when it was scanned."""
     os.mkfifo(tmp_path / "a.png")
