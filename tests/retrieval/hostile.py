@@ -327,6 +327,7 @@ def cases(url: str) -> dict[str, Case]:
             files(a_pdf=pdfs.assemble(pdfs.page_objects([]))), 0, (r"0 pages|damaged",)
         ),
         "pdf-huge-page": Case(files(a_pdf=pdfs.pdf("x", box="0 0 200000 200000")), 0, (over,)),
+        "pdf-largest-page": Case(files(a_pdf=pdfs.pdf("x", box="0 0 3390 3390")), 1),
         "pdf-endless-page": Case(
             files(a_pdf=pdfs.pdf("x", box="0 0 1e38 1e38")), 1
         ),  # PDFium takes it for a letter
