@@ -19,6 +19,10 @@ class RetrievalUsageError(RetrievalError):
     exit_code = 2
 
 
+class FileError(RetrievalError):
+    """A file, or a part of one, that cannot be used; the message is the reason alone, without a name."""
+
+
 class IndexLockedError(RetrievalError):
     """Another process (or another object of this one) holds the index; one may at a time."""
 

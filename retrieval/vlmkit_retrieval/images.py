@@ -9,21 +9,25 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vlmkit_retrieval.errors import RetrievalError
+from vlmkit_retrieval.errors import FileError, RetrievalError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 # Without a list Pillow tries every format it knows, among them some that start other programs (EPS).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 256 * 1024 * 1024
+BAND = 4_000_000  # pixels
 
 
-class ImageError(RetrievalError):
+class ImageError(FileError):
     """A file that is no usable image; the message is the reason alone, without the file's name."""
 
 
@@ -49,16 +53,34 @@ def decode_image(data: bytes, shorter_edge: int = 0) -> Image.Image:
     Raises:
         ImageError: Empty, truncated, no image, or more than 50 million pixels (read from the header).
     """
+    with _opened(data) as image:
+        if shorter_edge:
+            _draft(image, shorter_edge)
+        # In place: nobody else holds this image, and a copy of a camera's picture takes 10 ms.
+        ImageOps.exif_transpose(image, in_place=True)
+        return as_rgb(image)
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Width and height that `decode_image` will give, from the header alone.
+
+    Raises:
+        ImageError: As `decode_image`, but for damage behind the header.
+    """
+    with _opened(data) as image:
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientations by a quarter
+        return (image.height, image.width) if turned else image.size
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """An image of an allowed size; whatever goes wrong while it is open is an `ImageError`."""
     if not data:
         raise ImageError("the file is empty")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image)
-            if shorter_edge:
-                _draft(image, shorter_edge)
-            # In place: nobody else holds this image, and a copy of a camera's picture takes 10 ms.
-            ImageOps.exif_transpose(image, in_place=True)
-            return as_rgb(image)
+            yield image
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -81,20 +103,26 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
         raise RetrievalError(f"{os.fspath(path)}: {error}") from error
 
 
-def read_file(path: Path) -> bytes:
-    """The content of a file of at most 256 MiB.
+def read_file(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """The content of a regular file of at most `limit` bytes (256 MiB).
 
     Raises:
-        ImageError: It cannot be read, or is larger.
+        ImageError: It cannot be read, is larger, or is no regular file (a pipe would wait for a writer).
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ImageError("not a regular file")
+            data = file.read(limit + 1)
     except OSError as error:
         raise ImageError(error.strerror or str(error)) from error
-    if len(data) > MAX_BYTES:
-        raise ImageError(f"larger than {MAX_BYTES // 1024**2} MiB")
+    if len(data) > limit:
+        raise ImageError(f"larger than {limit // 1024**2} MiB")
     return data
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # does not wait for a pipe's other end
 
 
 def sha256(data: bytes) -> str:
@@ -144,8 +172,17 @@ def as_rgb(image: Image.Image) -> Image.Image:
     if "A" not in image.getbands() and "transparency" not in image.info:
         image.load()  # its file may be closed by the time its pixels are read
         return image if image.mode == "RGB" else image.convert("RGB")
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return _over_white(image)
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """In bands: whole, a picture of the largest size would be held in five copies."""
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, BAND // max(1, image.width))
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        rgb.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band).convert("RGB"), (0, top))
+    return rgb
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

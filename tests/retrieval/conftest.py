@@ -11,6 +11,9 @@ from PIL import Image
 
 import vlmkit_retrieval
 
+# For the tests' own writers of files (`pdfs.py`, `hostile.py`): this folder is no package.
+sys.path.append(str(Path(__file__).parent))
+
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 
 

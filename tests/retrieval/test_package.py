@@ -49,6 +49,11 @@ def test_every_public_name_is_there():
             "qdrant-client",
             "from vlmkit_retrieval import open_engine; open_engine(':memory:')",
         ),
+        (
+            "pypdfium2",
+            "pypdfium2",
+            "from vlmkit_retrieval.sources import Reader; Reader([], ['pdf'])",
+        ),
         ("langchain_core", "langchain-core", "import vlmkit_retrieval.langchain"),
     ],
 )

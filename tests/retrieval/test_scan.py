@@ -57,7 +57,7 @@ def test_odd_files_are_listed_not_opened(photos):
 
 def test_a_named_file_must_be_an_image(photos):
     (photos / "notes.txt").write_text("no image")
-    with pytest.raises(RetrievalError, match=r"notes\.txt has no image suffix \(possible: \.png"):
+    with pytest.raises(RetrievalError, match=r"notes\.txt is no file of those looked for \(possible: \.png"):
         scan([photos / "notes.txt"])
 
 
