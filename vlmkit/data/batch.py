@@ -49,6 +49,7 @@ class Batch:
         image_sizes: int64 (B, K, 3), width and height of each image in pixels and the level of its layout
             (see `VisionSpec.at`); 0 on padding.
         skipped: Samples that were left out of the step; with its first micro-batch.
+        sources: The source of each row's sample in a mixture; empty without one.
     """
 
     sample_ids: tuple[str, ...]
@@ -62,6 +63,7 @@ class Batch:
     pixel_values: Tensor | None = None
     image_sizes: Tensor | None = None
     skipped: tuple[Skipped, ...] = ()
+    sources: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """A copy on a device; `dtype` is that of the pixels alone (loss weights stay float32).
