@@ -8,11 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from vlmkit.data.formats.mixture import Mixture, Share
 from vlmkit.objectives import token_loss
-from vlmkit.train.meters import part_norms, peak_bytes
+from vlmkit.train.flops import StageFlops
+from vlmkit.train.head import SupervisedHead
+from vlmkit.train.meters import StepMeter, part_norms, peak_bytes
 from vlmkit.train.metrics import VOLATILE, MetricsFile, read_metrics, repeatable
 from vlmkit.train.module import StageModule, batch_weight
 
@@ -113,6 +116,22 @@ def test_speed_counts_the_time_that_data_took(tiny_vlm, make_stage, samples, run
     assert row["images_per_second"] * spent == pytest.approx(row["images"], rel=1e-6)
 
 
+def test_mfu_is_what_was_asked_for_over_what_could_have_been_done(tiny_vlm, make_stage, samples, collate):
+    """On a device of 10^12 operations a second, of which a process alone has one."""
+    module = StageModule(tiny_vlm(), make_stage())
+    meter = StepMeter(module, SimpleNamespace(samples=samples), Accelerator())
+    meter.peak, meter.flops = 1e12, StageFlops(module)
+    batches = [collate(module.vlm, samples[:2]), collate(module.vlm, samples[2:])]
+    for _, own in meter.each(iter([(0, batches)])):
+        for batch in own:
+            module(batch)
+            meter.forward(batch)
+        values = meter.values()
+    operations = sum(StageFlops(module)(batch) for batch in batches)
+    spent = values["seconds"] + values["data_seconds"]
+    assert values["mfu"] * spent * 1e12 == pytest.approx(operations, rel=1e-6) and operations > 1e6
+
+
 def test_memory_is_the_peak_of_the_process():
     before = peak_bytes(torch.device("cpu"))
     held = torch.ones(50_000_000)
@@ -148,8 +167,6 @@ def test_losses_of_rows_are_those_of_all_positions(tiny_vlm, samples, collate):
     rows = zip(logits.split(1), batch.labels_BL.split(1), batch.weights_BL.split(1))
     wanted = [float(token_loss(*row)[0]) for row in rows]
     counts = (batch.labels_BL[:, 1:] != -100).sum(1).tolist()
-    from vlmkit.train.head import SupervisedHead
-
     for chunk in (3, 1024):
         head = SupervisedHead(model.get_output_embeddings(), chunk)
         for _ in range(2):

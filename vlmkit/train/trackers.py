@@ -104,7 +104,8 @@ class Tracked:
             return
         last = self._written([stage.name for stage in self.recipe.stages])
         self._open(last + 1)
-        self._log({"report": report}, last)
+        # Which data it was is in the configuration.
+        self._log({"report": {k: v for k, v in report.items() if k != "data"}}, last)
         write_json(self.recipe.run_dir / KNOWN, {**self._known(), "report": dict(report)})
 
     def _open(self, first: int) -> None:
