@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vlmkit.objectives import OBJECTIVES
 from vlmkit.train.metrics import read_metrics, require_plots
 
@@ -122,8 +124,11 @@ def _scale(axes: Any, panel: Panel, values: Sequence[float]) -> None:
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
     """The mean of each value and up to `window - 1` before it."""
-    parts = (values[max(0, i + 1 - window) : i + 1] for i in range(len(values)))
-    return [sum(part) / len(part) for part in parts]
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    stops = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, stops - window)
+    means: list[float] = ((sums[stops] - sums[starts]) / (stops - starts)).tolist()
+    return means
 
 
 def _losses(rows: Rows) -> Curves:
