@@ -28,6 +28,7 @@ from vlmkit.overrides import Yaml, apply_overrides
 from vlmkit.recipe_files import find_recipe
 
 PartName = Literal["encoder", "connector", "llm"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 BlockCheck = Callable[[Mapping[str, Any]], Sequence[str]]
 
@@ -251,6 +252,7 @@ class Recipe(Frozen):
         seed: Of initialisation, data order and augmentation.
         precision: `auto` is bfloat16 where the device computes in it, float32 elsewhere.
         init_from: A finished run, a bundled recipe (its run) or a saved model to start from, not fresh parts.
+        trackers: Also told of every step; `metrics.jsonl` is written anyway.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
@@ -261,6 +263,14 @@ class Recipe(Frozen):
     model: Model
     stages: list[Stage] = Field(min_length=1)
     evaluate: Evaluate | None = None
+    trackers: list[TrackerName] = []
+
+    @field_validator("trackers")
+    @classmethod
+    def _once(cls, trackers: list[TrackerName]) -> list[TrackerName]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError(f"each tracker once, found {', '.join(trackers)}")
+        return trackers
 
     @field_validator("stages")
     @classmethod

@@ -53,6 +53,7 @@ class Batch:
         image_counts: Images of each in `sample_ids`, whose images lie in their row one after another; None
             where each row is one sample's.
         skipped: Samples that were left out of the step; with its first micro-batch.
+        sources: The source of each row's sample in a mixture; empty without one.
     """
 
     sample_ids: tuple[str, ...]
@@ -68,6 +69,7 @@ class Batch:
     image_sizes: Tensor | None = None
     image_counts: tuple[int, ...] | None = None
     skipped: tuple[Skipped, ...] = ()
+    sources: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """A copy on a device; `dtype` is that of the pixels alone (loss weights stay float32).

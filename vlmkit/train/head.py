@@ -33,11 +33,15 @@ class SupervisedHead:
     Args:
         head: The language model's output layer.
         chunk: Positions C of a chunk.
+
+    Attributes:
+        losses_S: Weighted losses of the last batch, row after row, without gradient; empty before the first.
     """
 
     def __init__(self, head: nn.Module, chunk: int = CHUNK) -> None:
         self.head = head
         self.chunk = chunk
+        self.losses_S = torch.empty(0)
         self._plain: bool | None = None
 
     def loss(self, decode: Callable[[], Any], labels_BL: Tensor, weights_BL: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,15 +62,20 @@ class SupervisedHead:
         if not chunked:
             if self._plain is None and len(targets_S):
                 self._plain = self._does_nothing_after(hidden_SD, logits_SW)
-            return _weighted(logits_SW, targets_S, weights_S), weights_S.sum()
+            total, self.losses_S = _weighted(logits_SW, targets_S, weights_S)
+            return total, weights_S.sum()
         # The one row of logits that the model made keeps its graph whole, at no weight.
         total = 0.0 * logits_SW.sum()
         parts = [torch.split(whole, self.chunk) for whole in (hidden_SD, targets_S, weights_S)]
+        losses = []
         for part in zip(*parts, strict=True):
-            total = total + checkpoint(self._chunk_loss, *part, use_reentrant=False)
+            loss, losses_C = checkpoint(self._chunk_loss, *part, use_reentrant=False)
+            total = total + loss
+            losses.append(losses_C)
+        self.losses_S = torch.cat(losses)
         return total, weights_S.sum()
 
-    def _chunk_loss(self, hidden_CD: Tensor, targets_C: Tensor, weights_C: Tensor) -> Tensor:
+    def _chunk_loss(self, hidden_CD: Tensor, targets_C: Tensor, weights_C: Tensor) -> tuple[Tensor, Tensor]:
         return _weighted(self.head(hidden_CD), targets_C, weights_C)
 
     @torch.no_grad()
@@ -76,9 +85,10 @@ class SupervisedHead:
         return not sharded and bool(torch.equal(self.head(hidden_SD).to(logits_SW), logits_SW))
 
 
-def _weighted(logits_SW: Tensor, targets_S: Tensor, weights_S: Tensor) -> Tensor:
-    """Sum of weighted cross-entropies, in float32."""
-    return (F.cross_entropy(logits_SW.float(), targets_S, reduction="none") * weights_S).sum()
+def _weighted(logits_SW: Tensor, targets_S: Tensor, weights_S: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of weighted cross-entropies in float32, and each of them without gradient."""
+    losses_S = F.cross_entropy(logits_SW.float(), targets_S, reduction="none") * weights_S
+    return losses_S.sum(), losses_S.detach()
 
 
 @contextmanager

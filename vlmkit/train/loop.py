@@ -9,7 +9,6 @@ import copy
 import math
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -27,13 +26,14 @@ from vlmkit.errors import VlmkitError
 from vlmkit.recipe import Stage
 from vlmkit.train import checkpoints
 from vlmkit.train.distribute import any_process, is_sharded, whole
+from vlmkit.train.meters import StepMeter
 from vlmkit.train.metrics import MetricsFile, Reporter
 from vlmkit.train.module import StageModule, batch_weight
 from vlmkit.train.schedule import epoch_length, lr_factor, total_steps
 from vlmkit.train.skipped import SKIPPED, tell_skipped, write_skipped
 from vlmkit.train.steps import StageData, Steps
 
-Values = dict[str, float]
+Values = dict[str, Any]
 
 
 class Interrupted(VlmkitError):
@@ -85,6 +85,7 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
     optimizer = torch.optim.AdamW(trained.param_groups(stage), betas=stage.betas)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     steps = total_steps(stage, epoch_length(data.samples))
+    meter = StepMeter(trained, data, run.accelerator)
     wrapped, optimizer = run.accelerator.prepare(trained, optimizer)
     start = int(checkpoints.load_checkpoint(resume, optimizer, run.accelerator)["step"]) if resume else 0
     run.metrics.rewind(stage.name, start)
@@ -94,14 +95,12 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
     wrapped.train()
     run.reporter.begin(stage.name, start, steps)
     with _stop_signals(run):
-        for step, batches in _batches(stage, data, run, start, steps):
+        for step, batches in meter.each(_batches(stage, data, run, start, steps)):
             factor = lr_factor(stage, step, steps)
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
-            began, stored = time.perf_counter(), module.stored_seconds
-            values = _step(wrapped, optimizer, module.weights, batches, run)
-            took = time.perf_counter() - began
-            values |= {"lr": factor, **_seconds(took, stored, module.stored_seconds)}
+            values = _step(wrapped, optimizer, meter, batches, run)
+            values |= {"lr": factor, **meter.values()}
             if stage.on_bad_sample == "skip":
                 own = batches[0].skipped
                 values["skipped"] = write_skipped(own, left_out, stage, step + 1, run.accelerator)
@@ -145,11 +144,9 @@ def _stop_signals(run: StageRun) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _step(
-    wrapped: Any, optimizer: Any, weights: dict[str, float], batches: list[Batch], run: StageRun
-) -> Values:
+def _step(wrapped: Any, optimizer: Any, meter: StepMeter, batches: list[Batch], run: StageRun) -> Values:
     """One optimiser step over the micro-batches; returns what is written down."""
-    accelerator = run.accelerator
+    accelerator, weights = run.accelerator, meter.module.weights
     totals = _global_weights(batches, weights, accelerator)
     sums = {name: torch.zeros((), device=accelerator.device) for name in weights}
     for i, batch in enumerate(batches):
@@ -157,6 +154,7 @@ def _step(
         with nullcontext() if last else accelerator.no_sync(wrapped):
             with accelerator.autocast():
                 losses = wrapped(batch.to(accelerator.device))
+            meter.forward(batch)
             for name, (total, _) in losses.items():
                 sums[name] += total.detach() / totals[name]
             loss = sum(weights[name] * total / totals[name] for name, (total, _) in losses.items())
@@ -164,28 +162,12 @@ def _step(
             accelerator.backward(loss * accelerator.num_processes)
     values = {name: float(accelerator.reduce(value)) for name, value in sums.items()}
     loss_value = sum(weights[name] * value for name, value in values.items())
+    meter.gradients(optimizer)
     norm = float(whole(accelerator.clip_grad_norm_(wrapped.parameters(), run.clip)))
     _refuse_non_finite(loss_value, norm, batches)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {"loss": loss_value, **values, "grad_norm": norm, **_counts(batches, accelerator)}
-
-
-def _seconds(took: float, before: float | None, after: float | None) -> Values:
-    """The time of a step, without what features that runs share took of it: that depends on other runs."""
-    if before is None or after is None:
-        return {"seconds": took}
-    return {"seconds": took - (after - before), "features_seconds": after - before}
-
-
-def _counts(batches: list[Batch], accelerator: Accelerator) -> Values:
-    """What all processes worked on: tokens of all rows, and images."""
-    batches = [batch for batch in batches if batch.sample_ids]
-    tokens = sum(int((b.branches_BL >= 0).sum()) for b in batches if b.branches_BL is not None)
-    images = sum(int((b.image_sizes[..., 0] > 0).sum()) for b in batches if b.image_sizes is not None)
-    own = torch.tensor([tokens, images], device=accelerator.device)
-    tokens, images = accelerator.reduce(own).tolist()
-    return {"tokens": tokens, "images": images}
+    return {"loss": loss_value, **values, "grad_norm": norm}
 
 
 def _global_weights(
