@@ -33,7 +33,10 @@ def one_step(**options):
     return {"batch_size": 4, "steps": 1, **options}
 
 
-@pytest.mark.parametrize("pack", ["none", "prefix"])
+PACKING = {"none": {}, "prefix": {"pack": "prefix"}, "long": {"pack_length": 96}}
+
+
+@pytest.mark.parametrize("pack", PACKING)
 def test_the_loss_of_a_source_is_that_of_its_samples_alone(
     tiny_vlm, make_stage, samples, run_steps, collate, pack
 ):
@@ -46,7 +49,7 @@ def test_the_loss_of_a_source_is_that_of_its_samples_alone(
         with torch.no_grad():
             loss, weight = module(batch)["next_token"]
         alone[f"source {number}"] = float(loss / weight)
-    (row,) = run_steps(model, make_stage(**one_step(micro_batch_size=3, pack=pack)), mixed(one, two))
+    (row,) = run_steps(model, make_stage(**one_step(micro_batch_size=3, **PACKING[pack])), mixed(one, two))
     assert row["source_loss"] == pytest.approx(alone, rel=1e-5)
     assert abs(alone["source 0"] - alone["source 1"]) > 1e-2, "a swap would be seen"
     weights = [batch_weight("next_token", collate(model, group)) for group in (one, two)]
@@ -177,3 +180,15 @@ def test_losses_of_rows_are_those_of_all_positions(tiny_vlm, samples, collate):
             )
         assert not head.losses_S.requires_grad
         assert [float(own.sum()) for own in head.losses_S.split(counts)] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_token_of_a_long_row_belongs_to_its_sample(tiny_vlm, samples, collate):
+    model = tiny_vlm()
+    batch = collate(model, samples, pack_length=96)
+    assert len(batch.input_ids_BL) < len(batch.sample_ids), "rows were joined"
+    found = dict.fromkeys(batch.sample_ids, 0)
+    counts = torch.bincount(batch.owners_BL[batch.branches_BL >= 0]).tolist()
+    for name, count in zip(batch.sample_ids, counts, strict=True):
+        found[name] += count
+    assert found == {s.id: int((collate(model, [s]).branches_BL >= 0).sum()) for s in samples}
+    assert ((batch.owners_BL < 0) == (batch.branches_BL < 0)).all()

@@ -7,9 +7,9 @@ frozen encoder. Attention over T tokens costs 4 T^2 D operations a layer of widt
 where a gradient goes through (Chowdhery et al. 2022, appendix B, https://arxiv.org/abs/2204.02311).
 
 Counted is what the result needs: no padding, no activations that are computed twice, logits at supervised
-positions only. A causal mask is not subtracted, and a row counts as one sequence.
+positions only. A causal mask is not subtracted, and a sample's row counts as one sequence.
 
-Shapes: B rows, L tokens.
+Shapes: B rows, L tokens, I samples.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from vlmkit.data.batch import Batch, listed_images
@@ -72,12 +73,12 @@ class StageFlops:
         if not self.text:
             return total
         assert batch.branches_BL is not None and batch.labels_BL is not None
-        lengths_B = (batch.branches_BL >= 0).sum(1).double()
+        lengths_I = torch.bincount(batch.owners_BL[batch.branches_BL >= 0]).double()
         asked = int((batch.labels_BL[:, 1:] != IGNORE).sum())
         p = self.model.processor
         given = sum(count_given(p.specs, p.connector, p.marks, image) for image in images)
-        total += self.connector * given + self.body * float(lengths_B.sum()) + self.head * asked
-        return total + self.attention * float(lengths_B.square().sum())
+        total += self.connector * given + self.body * float(lengths_I.sum()) + self.head * asked
+        return total + self.attention * float(lengths_I.square().sum())
 
 
 class _Encoder:

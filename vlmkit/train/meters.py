@@ -1,6 +1,6 @@
 """What a step tells beside its losses: per source and per part, how fast, how much memory.
 
-Shapes: B rows, L tokens, S supervised tokens, K sources of a mixture, P processes.
+Shapes: B rows, L tokens, S supervised tokens, I samples, K sources of a mixture, P processes.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ class StepMeter:
             self._by_source(batch)
 
     def _by_source(self, batch: Batch) -> None:
-        """Add the losses that the head has kept to those of their rows' sources."""
+        """Add the losses that the head has kept to those of their samples' sources."""
         assert batch.labels_BL is not None and batch.weights_BL is not None
         chosen_BL = batch.labels_BL[:, 1:] != IGNORE
-        source_B = torch.tensor([self.sources.index(name) for name in batch.sources])
-        source_S = source_B.repeat_interleave(chosen_BL.sum(1))
+        source_I = torch.tensor([self.sources.index(name) for name in batch.sources])
+        source_S = source_I[batch.owners_BL[:, 1:][chosen_BL]]
         self.weight_K.index_add_(0, source_S, batch.weights_BL[:, 1:][chosen_BL].double())
         losses_S = self.module.head.losses_S
         self.loss_K.index_add_(0, source_S.to(losses_S.device), losses_S)
