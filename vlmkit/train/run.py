@@ -156,8 +156,8 @@ def _train(
                 checkpoint.write_json(run_dir / checkpoint.MANIFEST, manifest)
         merged = finish_stage(model)
         if merged is not None:
+            # By how much merging adapters changed logits, for who wants to know.
             manifest["merged"] = {**manifest.get("merged", {}), stage.name: merged}
-            reporter.note(f"stage {stage.name}: adapters merged, logits changed by at most {merged:.1e}")
     if recipe.model.llm.quantize is not None:
         dequantize(model)
     if accelerator.is_main_process:
