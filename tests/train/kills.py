@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import datasets  # noqa: F401
+import matplotlib.figure  # noqa: F401
 import peft  # noqa: F401
 import torch
 
