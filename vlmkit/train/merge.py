@@ -109,9 +109,7 @@ def _chosen(run: Path, recipe: Recipe, name: str | None) -> Path:
     """The checkpoint of that name, or the newest one."""
     there = [path for stage in recipe.stages for path in checkpoints.of_stage(run, stage.name)]
     if not there:
-        raise UsageError(
-            f"{run} has no checkpoint yet; train on with: vlmkit train {run}/recipe.yaml --resume"
-        )
+        raise UsageError(f"{run} has no checkpoint; go on with: vlmkit train {run}/recipe.yaml --resume")
     if name is None:
         return there[-1]
     for path in there:
