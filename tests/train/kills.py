@@ -1,5 +1,7 @@
 """Trains a recipe in children that are killed by kill -9: after a time, or at the n-th change of a file.
 
+A time is counted from the start, or from when `metrics.jsonl` has a number of rows.
+
 Started by test_kills.py with the recipe's file; reads a job a line on stdin, answers each with a line. Each
 job is a fork, so what takes long (importing torch) is done once. Nothing computes in the parent.
 """
@@ -52,6 +54,11 @@ def child(file, job):
     done()
 
 
+def rows(output):
+    file = Path(output) / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
 def run(file, job):
     began = time.perf_counter()
     pid = os.fork()
@@ -64,10 +71,13 @@ def run(file, job):
             with open(job["log"], "a") as log:
                 log.write(repr(error))
         os._exit(code)
-    ended = 0
+    ended, started = 0, None
     while not ended:
         ended, status = os.waitpid(pid, os.WNOHANG)
-        if not ended and time.perf_counter() - began > job.get("after", float("inf")):
+        if started is None and rows(job["output"]) >= job.get("rows", 0):
+            started = time.perf_counter()
+        waited = time.perf_counter() - started if started is not None else 0.0
+        if not ended and waited > job.get("after", float("inf")):
             os.kill(pid, signal.SIGKILL)
             ended, status = os.waitpid(pid, 0)
         time.sleep(0.001)

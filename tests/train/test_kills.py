@@ -166,12 +166,20 @@ def assert_equal(run, other):
 
 
 def killed_at_random(attempt, whole, folder, kills, seed):
-    """Runs until so many attempts were killed; returns what each had reached, and how many runs ended."""
+    """Runs until so many attempts were killed; returns what each had reached, and how many runs ended.
+
+    Every other time is drawn from all the time of a run, which is mostly its start and its end; those between
+    are soon after a step that is drawn.
+    """
     reference, seconds, _ = whole
-    times, hits, ended = random.Random(seed), [], 0
+    draw, hits, ended = random.Random(seed), [], 0
     while len(hits) < kills:
         run = folder / f"run{ended}"
-        if attempt(run, after=times.uniform(0, seconds))["code"] == 0:
+        when = {"after": draw.uniform(0, seconds)}
+        if len(hits) % 2:
+            rows = min(steps_of(run) + draw.randint(1, STEPS), 2 * STEPS)
+            when = {"rows": rows, "after": draw.uniform(0, 0.05)}
+        if attempt(run, **when)["code"] == 0:
             assert_equal(run, reference)
             ended += 1
         else:
@@ -180,6 +188,13 @@ def killed_at_random(attempt, whole, folder, kills, seed):
     assert attempt(last)["code"] == 0
     assert_equal(last, reference)
     return hits, ended + 1
+
+
+def steps_of(run):
+    """How many steps of a killed run will not be taken again."""
+    found = [p.name for p in run.glob("checkpoints/*-step-??????")]
+    last = {s: max((int(n[-6:]) for n in found if n.startswith(s)), default=0) for s in ("align", "instruct")}
+    return sum(last.values())
 
 
 def state_of(run):
