@@ -212,13 +212,15 @@ def test_three_kills_at_random_times(attempt, whole, tmp_path):
     assert len(hits) == 3
 
 
-def test_kills_between_changes_of_files(attempt, whole, tmp_path):
-    """Within the first tenth, the middle and the last tenth of them, each time on what the last one left."""
+def test_kills_at_changes_of_files_and_where_dropout_is_drawn(attempt, whole, tmp_path):
+    """At the start, in the first stage, a step behind a checkpoint of the second, and again soon after."""
     reference, _, calls = whole
-    run = tmp_path / "run"
-    for share in (0.02, 0.3, 0.6):
-        count = tmp_path / "count"
-        assert attempt(run, at=max(1, int(share * calls)), count=str(count))["code"] == -9
+    run, count = tmp_path / "run", str(tmp_path / "count")
+    for number in (calls // 50, calls // 3):
+        assert attempt(run, at=number, count=count)["code"] == -9
+    assert attempt(run, rows=STEPS + 5, after=0)["code"] == -9
+    assert attempt(run, at=8, count=count)["code"] == -9
+    assert 0 < len(list(run.glob("checkpoints/instruct-step-*"))) < 4
     assert attempt(run)["code"] == 0
     assert_equal(run, reference)
 
@@ -232,10 +234,12 @@ def test_twenty_kills_at_random_times(attempt, whole, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)
 def test_a_kill_before_every_change_of_a_file(attempt, whole, tmp_path, capsys):
     """One run for each: killed there, then resumed to its end."""
     reference, _, calls = whole
-    for number in range(1, calls + 1):
+    # Backwards: what comes last, the end of a stage and of the run, is worth the most.
+    for number in range(calls, 0, -1):
         run = tmp_path / f"run{number}"
         assert attempt(run, at=number, count=str(tmp_path / "count"))["code"] == -9
         assert attempt(run)["code"] == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vlmkit import checkpoint
+from vlmkit import VLM, checkpoint
 from vlmkit.assemble import assemble
 from vlmkit.errors import UsageError, unknown_name
 from vlmkit.inference import model_inputs
@@ -26,7 +26,6 @@ from vlmkit.train.probe_rows import probe_rows
 from vlmkit.train.reach import freeze_unreached
 from vlmkit.train.restore import last_checkpoint
 from vlmkit.train.stage import apply_stage, finish_stage
-from vlmkit.vlm import VLM
 
 # Beside the model: where it is from.
 MERGED = "merged.json"
