@@ -90,6 +90,9 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
     facts, start = {"stage": stage.name, "steps": steps, "samples": len(data.samples)}, 0
     if resume:
         start = checkpoints.load_checkpoint(resume, trained, optimizer, facts, run.accelerator)
+        if run.accelerator.is_main_process:
+            # A kill may have come between the newest checkpoint and the end of the older ones.
+            checkpoints.rotate(run.run_dir, stage.name)
     run.metrics.rewind(stage.name, start)
     left_out = MetricsFile(run.run_dir / SKIPPED, run.accelerator.is_main_process)
     left_out.rewind(stage.name, start)
