@@ -37,7 +37,7 @@ OTHER = textwrap.dedent("""
         os.kill(os.getpid(), signal.SIGKILL)
 
     if sys.argv[3] == "die":
-        stages._write = half
+        stages.checkpoints.derive = half
     train_recipe(Recipe.model_validate_json(sys.argv[1]), reporter=Slow(), share=Path(sys.argv[2]))
 """)
 POOL_1 = {"connector": {"pool": 1}}

@@ -16,6 +16,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on with the run if it is there, else start it"
     )
     parser.add_argument(
+        "--resume-from",
+        metavar="STAGE-step-N",
+        help="go on from this checkpoint of the run, not its newest; later ones are set aside",
+    )
+    parser.add_argument(
         "--share",
         type=Path,
         metavar="DIR",
@@ -54,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from vlmkit.tiny import tiny_runs
     from vlmkit.train.distribute import process_state
     from vlmkit.train.loop import Interrupted
+    from vlmkit.train.restore import rewind
     from vlmkit.train.run import train_recipe
 
     *before, last = tiny_runs(recipe) if args.tiny else [recipe]
@@ -61,7 +67,10 @@ def run(args: argparse.Namespace) -> int:
         try:
             for source in before:
                 train_recipe(source, True, console)
-            run = train_recipe(last, args.resume, console, args.share, args.share_limit)
+            if args.resume_from is not None:
+                rewind(last.run_dir, args.resume_from, console)
+            resume = args.resume or args.resume_from is not None
+            run = train_recipe(last, resume, console, args.share, args.share_limit)
             if process_state().is_main_process:
                 console.summary(run)
         except KeyboardInterrupt:

@@ -1,7 +1,7 @@
 """Attention over rows of several samples, a sample at a time.
 
 One call with a mask computes all L x L scores of a row and throws most of them away: with eight samples a row
-seven of eight. A call for each sample computes what is kept (benchmarks/packing.py has both).
+seven of eight. A call for each sample computes what is kept (benchmarks/long_rows.py has both).
 
 Shapes: B rows, H heads, L tokens, E width of a head.
 """

@@ -7,14 +7,11 @@ the stage's objectives run through; all others of a run that takes it over stay 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlmkit import checkpoint
@@ -25,6 +22,7 @@ from vlmkit.recipe import Recipe, Stage
 from vlmkit.share import keys
 from vlmkit.share.features import StoredFeatures
 from vlmkit.train import checkpoints
+from vlmkit.train.intact import DamagedError
 from vlmkit.train.loop import StageRun
 from vlmkit.train.metrics import read_metrics
 from vlmkit.train.module import StageModule
@@ -102,15 +100,16 @@ def take(entry: Path, work: StageWork) -> None:
     if found is None:
         raise VlmkitError(f"{entry} holds no checkpoint of stage {name!r}; delete it, it is only a cache")
     try:
+        checkpoints.require_whole(found)
         checkpoints.copy_tensors(found, _chosen(checkpoints.trained_tensors(work.module), work.scope))
-    except (OSError, SafetensorError) as error:
-        raise VlmkitError(f"{entry} is damaged ({error}); delete it, it is only a cache") from error
+    except DamagedError as error:
+        raise VlmkitError(f"{entry} is damaged ({error.reason}); delete it, it is only a cache") from error
     # Before the checkpoint: a run that is killed here begins the stage anew, and drops these rows.
     work.run.metrics.rewind(name, 0)
     for row in read_metrics(entry / "metrics.jsonl"):
         work.run.metrics.write(row)
     with checkpoint.building(run_dir / "checkpoints" / found.name) as partial:
-        _write(found, partial, checkpoints.trained_tensors(work.module))
+        checkpoints.derive(found, partial, checkpoints.trained_tensors(work.module))
 
 
 def keep(entry: Path, work: StageWork) -> None:
@@ -122,18 +121,9 @@ def keep(entry: Path, work: StageWork) -> None:
     with checkpoint.building(entry) as partial:
         into = partial / "checkpoints" / found.name
         into.mkdir(parents=True)
-        _write(found, into, _chosen(load_file(found / "trained.safetensors"), work.scope))
+        checkpoints.derive(found, into, _chosen(checkpoints.read_tensors(found), work.scope))
         (partial / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
 
 def _chosen(tensors: dict[str, Tensor], scope: Sequence[str]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if name.startswith(tuple(scope))}
-
-
-def _write(source: Path, into: Path, tensors: dict[str, Tensor]) -> None:
-    """A checkpoint with these tensors and everything else from another one."""
-    for name in ("optimizer.pt", "random.pt"):
-        shutil.copyfile(source / name, into / name)
-    save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, into / "trained.safetensors")
-    state = json.loads((source / "state.json").read_text(encoding="utf-8"))
-    checkpoint.write_json(into / "state.json", {**state, "tensors": sorted(tensors)})

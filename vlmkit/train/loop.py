@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
+from vlmkit import durable
 from vlmkit.data.batch import Batch
 from vlmkit.errors import VlmkitError
 from vlmkit.recipe import Stage
@@ -87,7 +88,12 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
     steps = total_steps(stage, epoch_length(data.samples))
     meter = StepMeter(trained, data, run.accelerator)
     wrapped, optimizer = run.accelerator.prepare(trained, optimizer)
-    start = int(checkpoints.load_checkpoint(resume, optimizer, run.accelerator)["step"]) if resume else 0
+    facts, start = {"stage": stage.name, "steps": steps, "samples": len(data.samples)}, 0
+    if resume:
+        start = checkpoints.load_checkpoint(resume, trained, optimizer, facts, run.accelerator)
+        if run.accelerator.is_main_process:
+            # A kill may have come between the newest checkpoint and the end of the older ones.
+            checkpoints.rotate(run.run_dir, stage.name)
     run.metrics.rewind(stage.name, start)
     left_out = MetricsFile(run.run_dir / SKIPPED, run.accelerator.is_main_process)
     left_out.rewind(stage.name, start)
@@ -109,7 +115,7 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
             due = stage.checkpoint_every and (step + 1) % stage.checkpoint_every == 0
             stop = any_process(run.stop, run.accelerator)
             if step + 1 == steps or due or stop:
-                saved = _save(trained, stage, optimizer, run, step + 1)
+                saved = _save(trained, optimizer, {**facts, "step": step + 1}, run)
             if stop:
                 raise Interrupted(f"stopped after step {step + 1} of stage {stage.name}; go on with --resume")
     if trained is not module and saved is not None:
@@ -188,13 +194,14 @@ def _refuse_non_finite(loss: float, norm: float, batches: list[Batch]) -> None:
         )
 
 
-def _save(trained: nn.Module, stage: Stage, optimizer: Any, run: StageRun, step: int) -> Path:
+def _save(trained: nn.Module, optimizer: Any, state: dict[str, Any], run: StageRun) -> Path:
     """A checkpoint under `checkpoints/`, by the main process with what all hold; older ones go."""
-    path = run.run_dir / "checkpoints" / f"{stage.name}-step-{step:06d}"
+    path = run.run_dir / "checkpoints" / f"{state['stage']}-step-{state['step']:06d}"
+    # A power cut must not take lines of steps that the checkpoint has behind it.
+    durable.sync_those_there(run.metrics.path, run.run_dir / SKIPPED)
     inner = getattr(optimizer, "optimizer", optimizer)
-    state = {"stage": stage.name, "step": step}
     checkpoints.save_checkpoint(path, trained, inner, state, run.accelerator)
     if run.accelerator.is_main_process:
-        checkpoints.rotate(run.run_dir, stage.name)
+        checkpoints.rotate(run.run_dir, state["stage"])
     run.accelerator.wait_for_everyone()
     return path

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate import Accelerator
 
 import vlmkit
-from vlmkit import checkpoint
+from vlmkit import checkpoint, durable
 from vlmkit.assemble import assemble, build_data, check_fit, text_rules
 from vlmkit.data.collate import Collator
 from vlmkit.data.sample import Sample, readable
-from vlmkit.errors import UsageError, VlmkitError
+from vlmkit.errors import UsageError
 from vlmkit.evaluate import evaluate
 from vlmkit.objectives import OBJECTIVES, objective_weights
 from vlmkit.quantize import dequantize
@@ -26,15 +28,24 @@ from vlmkit.share.shared import Shared, StageWork
 from vlmkit.train import checkpoints
 from vlmkit.train.curves import plot_metrics
 from vlmkit.train.distribute import home_device, make_accelerator, own_randomness, process_state
+from vlmkit.train.intact import is_hashed, read_state
+from vlmkit.train.lock import LOCK, locked
 from vlmkit.train.loop import StageRun, run_stage
 from vlmkit.train.metrics import MetricsFile, Reporter, Silent, require_plots
 from vlmkit.train.module import StageModule
 from vlmkit.train.precision import mixed_precision
 from vlmkit.train.reach import freeze_unreached
+from vlmkit.train.restore import last_checkpoint
 from vlmkit.train.stage import apply_stage, finish_stage
 from vlmkit.train.steps import StageData
 from vlmkit.train.trackers import Tracked, require_trackers
 from vlmkit.vlm import VLM
+
+# What a kill may leave of a run that had not begun.
+BEFORE_A_RUN = (LOCK, f"{checkpoint.MANIFEST}.partial")
+
+
+MakeShared = Callable[[Reporter, Accelerator], Shared | None]
 
 
 @dataclass(frozen=True)
@@ -75,25 +86,52 @@ def train_recipe(
     state = process_state()
     # One voice, that of the process which writes.
     reporter = reporter if reporter is not None and state.is_main_process else Silent()
+    make_shared = partial(_shared, share, share_limit)
     if not recipe.trackers or not state.is_main_process:
-        return _train(recipe, resume, reporter, share, share_limit)
+        return _alone(recipe, resume, make_shared, reporter)
     with Tracked(recipe, reporter) as tracked:
-        run = _train(recipe, resume, tracked, share, share_limit)
+        run = _alone(recipe, resume, make_shared, tracked)
         tracked.report(run.report)
     return run
 
 
-def _train(
-    recipe: Recipe, resume: bool, reporter: Reporter, share: Path | None, share_limit: float
-) -> TrainedRun:
-    """`train_recipe`, once somebody listens."""
-    state, run_dir = process_state(), recipe.run_dir
+def _alone(recipe: Recipe, resume: bool, make_shared: MakeShared, reporter: Reporter) -> TrainedRun:
+    """Run a recipe while no other process trains into its directory."""
     manifest = _look_for_run(recipe, resume)
+    with ExitStack() as held:
+        if manifest is not None:
+            held.enter_context(locked(recipe.run_dir, reporter))
+            # Another process may have written until now.
+            manifest = _look_for_run(recipe, resume)
+        return _train(recipe, manifest, held, make_shared, reporter)
+
+
+def _shared(share: Path | None, limit: float, reporter: Reporter, accelerator: Accelerator) -> Shared | None:
+    return Shared(share, limit, accelerator, reporter.note) if share is not None else None
+
+
+def _train(
+    recipe: Recipe,
+    manifest: dict[str, Any] | None,
+    held: ExitStack,
+    make_shared: MakeShared,
+    reporter: Reporter,
+) -> TrainedRun:
+    """Run a recipe, or what is left of it.
+
+    Args:
+        recipe: What to do.
+        manifest: Of the run that is resumed, whose directory is held; None for a new run.
+        held: Where a new run's directory is held, too.
+        make_shared: Makes what the run shares with others.
+        reporter: Told of the progress.
+    """
+    run_dir, state = recipe.run_dir, process_state()
     if manifest is not None and manifest["finished"]:
         return _evaluated(recipe, None, manifest, reporter)
     mixed, reason = mixed_precision(recipe.precision, state.device)
     accelerator = make_accelerator(mixed)
-    shared = Shared(share, share_limit, accelerator, reporter.note) if share is not None else None
+    shared = make_shared(reporter, accelerator)
     device = home_device(accelerator)
     model = assemble(recipe).to(device)
     check_fit(recipe, model)
@@ -103,7 +141,9 @@ def _train(
     require_plots()
     # No process may look for a run after another has begun it.
     accelerator.wait_for_everyone()
-    manifest = manifest or _begin_run(recipe, accelerator.is_main_process)
+    if manifest is None:
+        held.enter_context(locked(run_dir, reporter, new=True))
+    manifest = _begin_run(recipe, manifest, accelerator.is_main_process)
     metrics = MetricsFile(run_dir / "metrics.jsonl", accelerator.is_main_process)
     for number, stage in enumerate(recipe.stages):
         # Before the stage is applied: fresh adapters must not depend on what ran before in this process.
@@ -115,8 +155,10 @@ def _train(
         rows = freeze_unreached(module, rows)
         own_randomness(recipe.seed + number, accelerator)
         found = checkpoints.latest_checkpoint(run_dir, stage.name)
+        if found is not None and not is_hashed(read_state(found)):
+            reporter.note(f"{found.name} is of an earlier version of vlmkit: it has no hashes to check")
         if done:
-            checkpoints.load_tensors(_there(found, run_dir, stage), module)
+            checkpoints.load_tensors(last_checkpoint(run_dir, stage.name), module)
         else:
             reporter.stage(stage.name, rows, reason)
             run = StageRun(run_dir, accelerator, metrics, reporter, stage.clip, stage.workers)
@@ -129,7 +171,10 @@ def _train(
             manifest["stages_done"].append(stage.name)
             if accelerator.is_main_process:
                 checkpoint.write_json(run_dir / checkpoint.MANIFEST, manifest)
-        finish_stage(model)
+        merged = finish_stage(model)
+        if merged is not None:
+            # By how much merging adapters changed logits, for who wants to know.
+            manifest["merged"] = {**manifest.get("merged", {}), stage.name: merged}
     if recipe.model.llm.quantize is not None:
         dequantize(model)
     if accelerator.is_main_process:
@@ -138,20 +183,11 @@ def _train(
     return _evaluated(recipe, model, manifest, reporter)
 
 
-def _there(found: Path | None, run_dir: Path, stage: Stage) -> Path:
-    """The checkpoint of a stage that the manifest says is done."""
-    if found is None:
-        raise VlmkitError(
-            f"{run_dir}: the checkpoint of stage {stage.name!r} is gone; train again, with another output="
-        )
-    return found
-
-
 def _look_for_run(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
     """The manifest of the run that is to be resumed, None for a new run; refuses to write over another."""
     run_dir = recipe.run_dir
     if not (run_dir / checkpoint.MANIFEST).exists():
-        if run_dir.exists() and any(run_dir.iterdir()):
+        if run_dir.exists() and any(p.name not in BEFORE_A_RUN for p in run_dir.iterdir()):
             raise UsageError(f"{run_dir} exists, is not empty and holds no run; set output=ANOTHER_DIRECTORY")
         return None
     if not resume:
@@ -171,11 +207,13 @@ def _look_for_run(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
     return manifest
 
 
-def _begin_run(recipe: Recipe, write: bool) -> dict[str, Any]:
-    """Make the run directory with the resolved recipe, once the model could be assembled."""
-    run_dir = recipe.run_dir
-    resolved = recipe.model_dump(mode="json")
-    manifest = {
+def _begin_run(recipe: Recipe, manifest: dict[str, Any] | None, write: bool) -> dict[str, Any]:
+    """Put manifest and resolved recipe into the run directory, where they are not, and return the manifest.
+
+    A new run's come once the model could be assembled.
+    """
+    run_dir, resolved = recipe.run_dir, recipe.model_dump(mode="json")
+    new = {
         "kind": "vlmkit run",
         "version": vlmkit.__version__,
         "recipe": resolved,
@@ -183,11 +221,12 @@ def _begin_run(recipe: Recipe, write: bool) -> dict[str, Any]:
         "finished": False,
         "report": None,
     }
-    if write:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(run_dir / checkpoint.MANIFEST, manifest)
-        (run_dir / "recipe.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
-    return manifest
+    if write and manifest is None:
+        checkpoint.write_json(run_dir / checkpoint.MANIFEST, new)
+    # A kill may have come between the two.
+    if write and not (run_dir / "recipe.yaml").exists():
+        checkpoint.write_text(run_dir / "recipe.yaml", yaml.safe_dump(resolved, sort_keys=False))
+    return manifest or new
 
 
 def _stage_data(recipe: Recipe, stage: Stage, model: VLM, shared: Shared | None = None) -> StageData:
@@ -252,3 +291,4 @@ def save_model(model: VLM, run_dir: Path) -> None:
     for file in sorted(model_dir.iterdir()):
         file.replace(run_dir / file.name)
     model_dir.rmdir()
+    durable.sync(run_dir)
