@@ -6,7 +6,6 @@ Every step is a function of (recipe, seed, step, stored state), so that a killed
 from __future__ import annotations
 
 import copy
-import math
 import signal
 import threading
 import time
@@ -27,8 +26,10 @@ from vlmkit.errors import VlmkitError
 from vlmkit.recipe import Stage
 from vlmkit.train import checkpoints
 from vlmkit.train.distribute import any_process, is_sharded, whole
+from vlmkit.train.guard import Guard
 from vlmkit.train.metrics import MetricsFile, Reporter
 from vlmkit.train.module import StageModule, batch_weight
+from vlmkit.train.probe import Probe
 from vlmkit.train.schedule import epoch_length, lr_factor, total_steps
 from vlmkit.train.skipped import SKIPPED, tell_skipped, write_skipped
 from vlmkit.train.steps import StageData, Steps
@@ -86,7 +87,12 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
     base_rates = [group["lr"] for group in optimizer.param_groups]
     steps = total_steps(stage, epoch_length(data.samples))
     wrapped, optimizer = run.accelerator.prepare(trained, optimizer)
-    start = int(checkpoints.load_checkpoint(resume, optimizer, run.accelerator)["step"]) if resume else 0
+    state: dict[str, Any] = {"step": 0}
+    if resume:
+        state = checkpoints.load_checkpoint(resume, optimizer, run.accelerator)
+    start = int(state["step"])
+    probe = Probe(stage, data, steps, run, state.get("probe"))
+    guard = Guard(stage, run, start, state.get("non_finite_in_a_row", 0))
     run.metrics.rewind(stage.name, start)
     left_out = MetricsFile(run.run_dir / SKIPPED, run.accelerator.is_main_process)
     left_out.rewind(stage.name, start)
@@ -99,24 +105,27 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
             began, stored = time.perf_counter(), module.stored_seconds
-            values = _step(wrapped, optimizer, module.weights, batches, run)
+            values = _step(wrapped, optimizer, module.weights, batches, run, guard)
             took = time.perf_counter() - began
             values |= {"lr": factor, **_seconds(took, stored, module.stored_seconds)}
             if stage.on_bad_sample == "skip":
                 own = batches[0].skipped
                 values["skipped"] = write_skipped(own, left_out, stage, step + 1, run.accelerator)
+            values |= probe.after(step + 1, wrapped)
             run.metrics.write({"stage": stage.name, "step": step + 1, **values})
             run.reporter.step(step + 1, values)
             due = stage.checkpoint_every and (step + 1) % stage.checkpoint_every == 0
             stop = any_process(run.stop, run.accelerator)
             if step + 1 == steps or due or stop:
-                saved = _save(trained, stage, optimizer, run, step + 1)
+                kept = {"non_finite_in_a_row": guard.in_a_row, "probe": probe.state}
+                saved = _save(trained, stage, optimizer, run, {"step": step + 1, **kept})
             if stop:
                 raise Interrupted(f"stopped after step {step + 1} of stage {stage.name}; go on with --resume")
     if trained is not module and saved is not None:
         checkpoints.load_tensors(saved, module)
     run.reporter.end()
     tell_skipped(left_out, stage.name, run.reporter)
+    guard.tell()
 
 
 def _batches(
@@ -146,10 +155,16 @@ def _stop_signals(run: StageRun) -> Iterator[None]:
 
 
 def _step(
-    wrapped: Any, optimizer: Any, weights: dict[str, float], batches: list[Batch], run: StageRun
+    wrapped: Any,
+    optimizer: Any,
+    weights: dict[str, float],
+    batches: list[Batch],
+    run: StageRun,
+    guard: Guard,
 ) -> Values:
     """One optimiser step over the micro-batches; returns what is written down."""
     accelerator = run.accelerator
+    guard.before(wrapped)
     totals = _global_weights(batches, weights, accelerator)
     sums = {name: torch.zeros((), device=accelerator.device) for name in weights}
     for i, batch in enumerate(batches):
@@ -165,10 +180,12 @@ def _step(
     values = {name: float(accelerator.reduce(value)) for name, value in sums.items()}
     loss_value = sum(weights[name] * value for name, value in values.items())
     norm = float(whole(accelerator.clip_grad_norm_(wrapped.parameters(), run.clip)))
-    _refuse_non_finite(loss_value, norm, batches)
-    optimizer.step()
+    passed = guard.passes(loss_value, norm, wrapped, batches)
+    if passed:
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {"loss": loss_value, **values, "grad_norm": norm, **_counts(batches, accelerator)}
+    left_out = {"non_finite": int(not passed)} if guard.stage.on_non_finite == "skip" else {}
+    return {"loss": loss_value, **values, "grad_norm": norm, **_counts(batches, accelerator), **left_out}
 
 
 def _seconds(took: float, before: float | None, after: float | None) -> Values:
@@ -197,20 +214,11 @@ def _global_weights(
     return {name: max(float(value), 1e-9) for name, value in zip(weights, everywhere.tolist(), strict=True)}
 
 
-def _refuse_non_finite(loss: float, norm: float, batches: list[Batch]) -> None:
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        names = ", ".join(name for b in batches for name in b.sample_ids)
-        raise VlmkitError(
-            f"loss {loss} and gradient norm {norm} in a step with samples {names}; "
-            "lower the learning rate, or look at these samples"
-        )
-
-
-def _save(trained: nn.Module, stage: Stage, optimizer: Any, run: StageRun, step: int) -> Path:
+def _save(trained: nn.Module, stage: Stage, optimizer: Any, run: StageRun, state: dict[str, Any]) -> Path:
     """A checkpoint under `checkpoints/`, by the main process with what all hold; older ones go."""
-    path = run.run_dir / "checkpoints" / f"{stage.name}-step-{step:06d}"
+    path = run.run_dir / "checkpoints" / f"{stage.name}-step-{state['step']:06d}"
     inner = getattr(optimizer, "optimizer", optimizer)
-    state = {"stage": stage.name, "step": step}
+    state = {"stage": stage.name, **state}
     checkpoints.save_checkpoint(path, trained, inner, state, run.accelerator)
     if run.accelerator.is_main_process:
         checkpoints.rotate(run.run_dir, stage.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,10 +77,13 @@ class MetricsFile:
         self.active = active
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append one line."""
+        """Append one line; a number that is not finite becomes null, JSON has none."""
         if self.active:
+            valid = {
+                k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
+            }
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(dict(values)) + "\n")
+                file.write(json.dumps(valid, allow_nan=False) + "\n")
 
     def rewind(self, stage: str, step: int) -> None:
         """Drop a stage's lines after `step`: a resumed run writes them again."""

@@ -44,14 +44,22 @@ class StageModule(nn.Module):
         self.head = SupervisedHead(model.get_output_embeddings())
         self.contrastive = ContrastiveHead() if "contrastive" in self.weights else None
 
-    def forward(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        """Each objective's (sum of losses, weight) on a batch that is on the model's device."""
+    def forward(self, batch: Batch, by_row: bool = False) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each objective's (sum of losses, weight) on a batch that is on the model's device.
+
+        Args:
+            batch: The rows.
+            by_row: Give both numbers of `next_token` for each row, (B,) each, and no other objective; without
+                gradient.
+        """
         images = self._features(batch)
         # A process whose rows have no image must still touch the parameters that other processes' images do.
         features = images or self.blank_features()
         losses = {}
         if "next_token" in self.weights:
-            losses["next_token"] = self._next_token(batch, images, features)
+            losses["next_token"] = self._next_token(batch, images, features, by_row)
+        if by_row:
+            return losses
         if self.contrastive is not None:
             losses["contrastive"] = self._contrastive(batch, features)
         return losses
@@ -78,7 +86,11 @@ class StageModule(nn.Module):
         return torch.zeros(1, numbers, device=device), torch.tensor([[[side, side, 0]]])
 
     def _next_token(
-        self, batch: Batch, images: list[VisionFeatures] | None, features: list[VisionFeatures]
+        self,
+        batch: Batch,
+        images: list[VisionFeatures] | None,
+        features: list[VisionFeatures],
+        by_row: bool,
     ) -> tuple[Tensor, Tensor]:
         assert batch.input_ids_BL is not None and batch.labels_BL is not None and batch.weights_BL is not None
         ids_BL, questions_BQ = batch.input_ids_BL, batch.question_ids_BQ
@@ -89,7 +101,8 @@ class StageModule(nn.Module):
         # Not every image has the tokens that layouts and marks write: another process's may.
         untouched = [0.0 * token_D.sum() for token_D in self.vlm.splice.parameters()]
         placed = {"position_ids": batch.positions_BL, "use_cache": False}
-        loss, weight = self.head.loss(
+        loss_of = self.head.loss_by_row if by_row else self.head.loss
+        loss, weight = loss_of(
             lambda: self.vlm.decode(read, batch.branches_BL, **placed), batch.labels_BL, batch.weights_BL
         )
         return sum(untouched, loss), weight
