@@ -82,10 +82,10 @@ def rough(model):
 
 
 def poisoned(ids):
-    """A hook that makes the loss of batches with one of these samples no number."""
+    """A hook that makes the loss of batches with one of these samples no number; that of probes stays."""
 
-    def hook(module, args, losses):
-        bad = set(ids) & set(args[0].sample_ids)
+    def hook(module, args, options, losses):
+        bad = set(ids) & set(args[0].sample_ids) and not options
         return (
             {name: (total * math.nan, weight) for name, (total, weight) in losses.items()} if bad else losses
         )
@@ -113,7 +113,7 @@ def run_job(recipe, job, folder):
     rows = apply_stage(model, stage)
     module = StageModule(model, stage)
     freeze_unreached(module, rows)
-    module.register_forward_hook(poisoned(job.get("poison", ())))
+    module.register_forward_hook(poisoned(job.get("poison", ())), with_kwargs=True)
     probe.FEWEST_SAMPLES = job.get("fewest", probe.FEWEST_SAMPLES)
     p = model.processor
     asks = {"pack": stage.pack, "questions": p.connector.reads_text}

@@ -17,7 +17,9 @@ from vlmkit.train.verdict import Finding, Verdict
 if TYPE_CHECKING:
     from vlmkit.train.loop import StageRun
 
+# Looked for at most and at least, and found at least.
 MOST_SAMPLES = 32
+WANTED_SAMPLES = 16
 FEWEST_SAMPLES = 8
 # Of a stage's time: the three passes of a probe, without gradient, take about as long as one pass with it.
 SHARE = 0.02
@@ -75,7 +77,7 @@ class Probe:
         every = self.stage.probe_every
         if every is None or every > steps or "next_token" not in objective_weights(self.stage.objective):
             return None
-        wanted = min(MOST_SAMPLES, max(FEWEST_SAMPLES, int(SHARE * every * self.stage.batch_size)))
+        wanted = min(MOST_SAMPLES, max(WANTED_SAMPLES, int(SHARE * every * self.stage.batch_size)))
         rows = choose_rows(data, wanted)
         share = rows.share(self.accelerator.process_index, self.accelerator.num_processes)
         if len(share.samples) * self.accelerator.num_processes >= FEWEST_SAMPLES:

@@ -14,9 +14,11 @@ from typing import Literal
 from vlmkit.recipe import Stage
 from vlmkit.train.schedule import warmup_steps
 
-# Standard errors that other images must cost. Chance alone gives as much once in 5,000 probes of 32 samples,
-# and once in 400 of 8.
+# Standard errors that other images cost a model that is said to look, and one that is not doubted. Chance
+# alone gives the first once in 5,000 probes of 32 samples, and the second once in 100. A model that looks can
+# stay between them: of yes and no, half of the other images have the same answer and cost nothing.
 SURE = 4.0
+DOUBT = 2.5
 # Share of the loss that they must cost: sums of equal numbers in another order cost less.
 LEAST = 1e-4
 # A model that has only begun need not look yet: earlier probes cannot count against it.
@@ -70,7 +72,8 @@ class Verdict:
     """Says when the model looks at the picture, when it does not, and when that has changed.
 
     It looks if others' images cost `SURE` standard errors or more in one probe. It does not if they cost less
-    in `IN_A_ROW` probes in a row after the warmup; that is said again after twice as many, and so on.
+    than `DOUBT` in `IN_A_ROW` probes in a row after the warmup; that is said again after twice as many, and
+    so on. In between nothing is said.
 
     Args:
         stage: For its name, and what trains.
@@ -94,10 +97,12 @@ class Verdict:
         """What there is to say after a probe, empty for nothing."""
         if not finding.finite:
             return ""
-        if finding.certainty >= SURE:
-            news = self.told != "looks"
-            self.failed, self.told = 0, "looks"
-            return f"{self._at(step)} the model looks at the picture: {_numbers(finding)}" if news else ""
+        if finding.certainty >= DOUBT:
+            self.failed = 0
+            if finding.certainty < SURE or self.told == "looks":
+                return ""
+            self.told = "looks"
+            return f"{self._at(step)} the model looks at the picture: {_numbers(finding)}"
         if step < self.earliest:
             return ""
         self.failed += 1
@@ -131,7 +136,7 @@ class Verdict:
             )
         part = self.stage.train.get("connector")
         rate = "is frozen in this stage" if part is None else f"trains with the learning rate {part.lr:g}"
-        return f"{found}; the connector {rate}. If answers do not need the picture, this is as it should be."
+        return f"{found}; the connector {rate}. If few answers need the picture, this is as it should be."
 
 
 def _numbers(finding: Finding) -> str:
