@@ -219,6 +219,16 @@ def test_training_is_the_same_with_and_without_probes(tiny_vlm, make_stage, trai
     assert all(torch.equal(tensor, found[1][1][name]) for name, tensor in found[None][1].items())
 
 
+def test_a_probe_is_without_dropout_and_training_goes_on_with_it(tiny_vlm, make_stage, probe_of):
+    model = tiny_vlm(llm_options={"attention_dropout": 0.5})
+    stage = make_stage(probe_every=1)
+    apply_stage(model, stage)
+    module = StageModule(model, stage).train()
+    looked, _ = probe_of(model, stage, coloured(8))
+    assert looked._losses(looked.rows, module) == looked._losses(looked.rows, module)
+    assert module.training and model.language_model.training
+
+
 def finding(cost, samples=32, noise=0.0, blank=0.5):
     """Losses around one; others' images cost so much on average."""
     wobble = torch.randn(samples, generator=torch.Generator().manual_seed(0)) * noise
