@@ -20,7 +20,7 @@ FLOORS = [
     {"cli", "__main__", "quickstart"},
     {"sweep"},
     {"train", "share", "evaluate", "embedders", "look", "plan", "plan_memory", "data_check"},
-    {"assemble", "blueprint", "init_from", "quantize", "tiny"},
+    {"assemble", "apart", "blueprint", "init_from", "quantize", "tiny"},
     {
         "vlm",
         "processor",

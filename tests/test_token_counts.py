@@ -8,6 +8,8 @@ from PIL import Image
 
 from vlmkit.data.batch import image_tensors, row_images
 from vlmkit.encoders import encoder_class
+from vlmkit.errors import VlmkitError
+from vlmkit.inference import model_inputs, question
 from vlmkit.layouts import LAYOUTS
 
 # Layouts whose views have other sizes than the encoder's own side, for encoders that take any grid.
@@ -102,3 +104,28 @@ def test_no_mismatch_with_marks(build, layout, marks):
 @pytest.mark.parametrize(("encoder", "layout"), CASES)
 def test_no_mismatch_in_a_thousand_sizes(build, encoder, layout):
     assert mismatches(build(encoder, layout), draw_sizes(ALL)) == 0
+
+
+@pytest.mark.parametrize("layout", ["crop", "pad", "anyres", "tiles", "split"])
+def test_prompts_of_random_images_fit_the_model(build, noise, layout):
+    """What the processor writes is what the model makes of the pixels: one function counts for both."""
+    model, draw = build("vit", layout), random.Random(layout)
+    for _ in range(6):
+        sizes = [(draw.randint(1, 120), draw.randint(1, 120)) for _ in range(draw.randint(1, 3))]
+        inputs = model_inputs(model, [question([noise(1, size) for size in sizes], "say yes")])
+        written = int((inputs["input_ids"] == model.config.image_token_id).sum())
+        assert written == sum(map(model.count_tokens, sizes)) == sum(map(model.processor.count_tokens, sizes))
+        with torch.no_grad():
+            assert torch.isfinite(model(**inputs).logits).all()
+
+
+def test_one_placeholder_less_is_an_error_with_both_counts(build, noise):
+    """As 728 for 729: nothing is cut to fit, and nothing is repeated."""
+    model = build("vit", "crop")
+    inputs = model_inputs(model, [question([noise(1)], "say yes")])
+    place = int((inputs["input_ids"][0] == model.config.image_token_id).nonzero()[0])
+    for name in ("input_ids", "attention_mask"):
+        inputs[name] = torch.cat([inputs[name][:, :place], inputs[name][:, place + 1 :]], 1)
+    count = model.count_tokens((16, 16))
+    with pytest.raises(VlmkitError, match=f"row 0 has {count - 1} image placeholders .* need {count}"):
+        model(**inputs)

@@ -28,6 +28,7 @@ from vlmkit.overrides import Yaml, apply_overrides
 from vlmkit.recipe_files import find_recipe
 
 PartName = Literal["encoder", "connector", "llm"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 BlockCheck = Callable[[Mapping[str, Any]], Sequence[str]]
 
@@ -164,6 +165,8 @@ class Stage(Frozen):
         clip: Largest norm of the gradient.
         betas: AdamW's, each at least 0 and below 1.
         pack: `prefix` puts all conversations of a sample behind one copy of its images.
+        pack_length: Rows of a micro-batch, of whichever samples, are laid one after another into rows of at
+            most so many tokens, each as if it were alone; a longer one stays alone.
         group: `modality_length`: batches of one modality (images, or text alone) and similar length.
         prompt: Prompt format of this stage; the model's by default.
         eos_weight: Loss weight of the end token of an answer.
@@ -194,6 +197,7 @@ class Stage(Frozen):
     clip: float = Field(1.0, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     pack: Literal["none", "prefix"] = "none"
+    pack_length: int | None = Field(None, ge=1)
     group: Literal["none", "modality_length"] = "none"
     prompt: str | None = None
     eos_weight: float = Field(1.0, ge=0)
@@ -254,6 +258,7 @@ class Recipe(Frozen):
         seed: Of initialisation, data order and augmentation.
         precision: `auto` is bfloat16 where the device computes in it, float32 elsewhere.
         init_from: A finished run, a bundled recipe (its run) or a saved model to start from, not fresh parts.
+        trackers: Also told of every step; `metrics.jsonl` is written anyway.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
@@ -264,6 +269,14 @@ class Recipe(Frozen):
     model: Model
     stages: list[Stage] = Field(min_length=1)
     evaluate: Evaluate | None = None
+    trackers: list[TrackerName] = []
+
+    @field_validator("trackers")
+    @classmethod
+    def _once(cls, trackers: list[TrackerName]) -> list[TrackerName]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError(f"each tracker once, found {', '.join(trackers)}")
+        return trackers
 
     @field_validator("stages")
     @classmethod

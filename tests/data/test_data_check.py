@@ -254,6 +254,16 @@ def test_the_command_says_what_is_wrong_and_its_exit_code(written, bad, tmp_path
     assert "does not exist" in capsys.readouterr().err
 
 
+def test_longer_rows_are_stated_and_samples_shown_apart(tiny_recipe, tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(tiny_recipe(stages=[{"pack_length": 20}]).model_dump(mode="json")))
+    assert main(["data", "check", str(path), "--workers", "0", "--json", str(tmp_path / "out.json")]) == 0
+    (stage,) = json.loads((tmp_path / "out.json").read_text())["stages"]
+    assert stage["pack_length"] == 20 and "together; 2 are longer" in capsys.readouterr().out
+    assert main(["data", "inspect", str(path)]) == 0
+    assert "pack none, pack_length 20 (shown apart)" in capsys.readouterr().out
+
+
 def test_the_inspect_command_writes_a_page_and_fails_where_a_shown_sample_does(
     written, bad, tmp_path, capsys
 ):

@@ -24,7 +24,16 @@ def options(verb):
 
 
 SURFACE = {
-    "train": {"recipe", "overrides", "--resume", "--share", "--share-limit", "--tiny", "--debug"},
+    "train": {
+        "recipe",
+        "overrides",
+        "--resume",
+        "--share",
+        "--share-limit",
+        "--track",
+        "--tiny",
+        "--debug",
+    },
     "plan": {"recipe", "overrides", "--fetch", "--debug"},
     "sweep": {
         "recipe",

@@ -51,7 +51,7 @@ def interleaved(name, tensor):
     return tensor.view(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
 
 
-def write_gguf(path, model):
+def write_gguf(path, model, without=()):
     out = writer.GGUFWriter(path, "llama")
     out.add_context_length(CONFIG.max_position_embeddings)
     out.add_block_count(CONFIG.num_hidden_layers)
@@ -70,8 +70,8 @@ def write_gguf(path, model):
     out.add_eos_token_id(0)
     out.add_bos_token_id(0)
     out.add_chat_template(TEMPLATE)
-    for name, tensor in model.state_dict().items():
-        out.add_tensor(gguf_name(name), interleaved(name, tensor).numpy())
+    for name in [n for n in model.state_dict() if n not in without]:
+        out.add_tensor(gguf_name(name), interleaved(name, model.state_dict()[name]).numpy())
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
@@ -180,6 +180,14 @@ def test_a_file_that_is_none_is_one_line(tmp_path, cache):
         with pytest.raises(VlmkitError, match=r"broken.gguf cannot be converted .*give another") as raised:
             llm.pretrained(str(tmp_path / "broken.gguf"), torch.float32)
         assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_lacks_a_tensor_is_refused_and_not_cached(source, tmp_path, cache):
+    name = "model.layers.1.mlp.up_proj.weight"
+    write_gguf(tmp_path / "cut.gguf", source, without={name})
+    with pytest.raises(VlmkitError, match=rf"cut\.gguf': missing tensors: {name}"):
+        llm.pretrained(str(tmp_path / "cut.gguf"), torch.float32)
+    assert list((cache / "gguf").iterdir()) == []
 
 
 def package(folder, name, *files):

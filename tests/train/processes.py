@@ -20,6 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from vlmkit.assemble import assemble
 from vlmkit.data.collate import Collator, TextRules
+from vlmkit.data.formats.mixture import Mixture, Share
 from vlmkit.data.prompts import PROMPTS
 from vlmkit.data.sample import IMAGE, Message, Sample
 from vlmkit.errors import UsageError
@@ -59,6 +60,14 @@ def samples():
     for place, number in enumerate(permutation(SAMPLES, 0, 0)):
         ordered[number] = sample(place)
     return ordered
+
+
+def mixture():
+    """Samples with an image, and samples without, as two sources."""
+    kinds = {"images": range(0, SAMPLES, 2), "texts": range(1, SAMPLES, 2)}
+    firsts = dict(zip(kinds, (0, SAMPLES // 2), strict=True))
+    shares = [Share(name, firsts[name], len(places), len(places)) for name, places in kinds.items()]
+    return Mixture([[sample(place) for place in places] for places in kinds.values()], shares)
 
 
 class Tower:
@@ -116,9 +125,9 @@ def run_job(recipe, job, folder):
     module.register_forward_hook(poisoned(job.get("poison", ())), with_kwargs=True)
     probe.FEWEST_SAMPLES = job.get("fewest", probe.FEWEST_SAMPLES)
     p = model.processor
-    asks = {"pack": stage.pack, "questions": p.connector.reads_text}
+    asks = {"pack": stage.pack, "pack_length": stage.pack_length, "questions": p.connector.reads_text}
     rules = TextRules(p.tokenizer, PROMPTS["chat_template"], p.count_fitted, p.image_token_id, **asks)
-    data = StageData(samples(), Collator(p.specs, rules), seed=0)
+    data = StageData(mixture() if job.get("mixed") else samples(), Collator(p.specs, rules), seed=0)
     metrics = MetricsFile(into / "metrics.jsonl", accelerator.is_main_process)
     seen = {}
 

@@ -1,6 +1,7 @@
 """Several processes: the gradients of one, checkpoints for any number, and nobody waits for ever."""
 
 import json
+import math
 import os
 import runpy
 import signal
@@ -30,6 +31,7 @@ STAGE = {"train": PARTS, "warmup": 0, "schedule": "constant", "clip": 1e9, "batc
 # A retrieval head and a last layer that the next token never asks for.
 ENCODER = {"type": "vit", "image_size": 16, "patch_size": 4, "width": 16, "depth": 2, "heads": 2}
 UNREACHED = {"embed_dim": 8, "layer": -2, "text_tower": "words"}
+CLIPPED = {"clip": 1e-3}
 # All images are in one of two processes: its loss over them is that of one process.
 BOTH = {"objective": {"next_token": 1.0, "contrastive": 0.2}}
 
@@ -116,11 +118,13 @@ def folder(tiny_recipe, tmp_path_factory):
         [
             *[job(f"1x{m}", micro_batch_size=m) for m in (8, 4, 2, 1)],
             job("packed", pack="prefix"),
+            job("filled", pack="prefix", pack_length=200),
             job("five", batch_size=5),
             job("both", **BOTH),
             job("blocks", connector="gated_cross_attention"),
             job("long", **two),
             guarded("guarded"),
+            {**job("mixed", **CLIPPED), "mixed": True},
         ],
         folder,
     )
@@ -128,14 +132,18 @@ def folder(tiny_recipe, tmp_path_factory):
         [
             *[job(f"2x{m}", micro_batch_size=m) for m in (4, 2, 1)],
             job("2xpacked", micro_batch_size=2, pack="prefix"),
+            job("2xfilled", micro_batch_size=2, pack="prefix", pack_length=200),
             job("2xfive", batch_size=5, micro_batch_size=1),
             job("2xboth", **BOTH),
             job("2xlong", f"long/checkpoints/{first}", **two),
             {**job("stopped", steps=3), "stop": True},
             guarded("2xguarded", micro_batch_size=1),
             guarded("fsdpguarded", sharded=True, micro_batch_size=2),
+            {**job("2xmixed", micro_batch_size=2, **CLIPPED), "mixed": True},
+            {**job("fsdpmixed", sharded=True, micro_batch_size=1, **CLIPPED), "mixed": True},
             *[job(f"fsdp{m}", sharded=True, micro_batch_size=m) for m in (4, 1)],
             job("fsdppacked", sharded=True, pack="prefix"),
+            job("fsdpfilled", sharded=True, pack_length=200),
             job("fsdpfive", sharded=True, batch_size=5, micro_batch_size=1),
             job("fsdpboth", sharded=True, **BOTH),
             job("fsdpblocks", sharded=True, connector="gated_cross_attention", micro_batch_size=2),
@@ -161,6 +169,7 @@ SPLITS = [
     ("packed", "2xpacked"),
     ("packed", "fsdppacked"),
     ("packed", "1x8"),
+    *[("packed", name) for name in ("filled", "2xfilled", "fsdpfilled")],
     ("five", "2xfive"),
     ("five", "fsdpfive"),
     ("blocks", "fsdpblocks"),
@@ -204,6 +213,19 @@ def test_checkpoints_of_shares_are_whole(folder):
     assert after and all(torch.equal(after[n], theirs[n]) for n in after)
     random = torch.load(latest_checkpoint(folder / "fsdp4", "only") / "random.pt", weights_only=True)
     assert len(random) == 2
+
+
+@pytest.mark.parametrize("other", ["2xmixed", "fsdpmixed"])
+def test_processes_tell_together_what_one_tells(folder, other):
+    """Of two processes either may have no row of a source; norms of shares are those of the whole."""
+    (mine,), (theirs,) = (read_metrics(folder / name / "metrics.jsonl") for name in ("mixed", other))
+    assert set(mine["source_loss"]) == {"images", "texts"}
+    assert set(mine["grad_norms"]) == {"encoder", "connector", "llm"}
+    for name in ("source_loss", "grad_norms", "loss", "tokens", "images"):
+        assert theirs[name] == pytest.approx(mine[name], rel=1e-4), name
+    # Clipping comes behind it.
+    assert math.hypot(*theirs["grad_norms"].values()) == pytest.approx(theirs["grad_norm"], rel=1e-4)
+    assert theirs["grad_norm"] > 1e-2
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(folder):

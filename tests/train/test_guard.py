@@ -15,9 +15,10 @@ from vlmkit.errors import VlmkitError
 from vlmkit.recipe import Block
 from vlmkit.train.blame import rows_of
 from vlmkit.train.checkpoints import latest_checkpoint
+from vlmkit.train.curves import plot_metrics
 from vlmkit.train.guard import MOST_IN_A_ROW, NON_FINITE
 from vlmkit.train.loop import StageRun, run_stage
-from vlmkit.train.metrics import MetricsFile, Silent, plot_metrics, read_metrics
+from vlmkit.train.metrics import MetricsFile, Silent, read_metrics
 from vlmkit.train.module import StageModule
 from vlmkit.train.stage import apply_stage
 from vlmkit.train.steps import StageData
@@ -190,3 +191,19 @@ def test_rows_alone_have_the_losses_of_rows_together(
     assert by_row.tolist() == pytest.approx([float(loss) for loss, _ in alone], abs=1e-5)
     assert weights.tolist() == [float(own) for _, own in alone]
     assert len({round(float(loss), 3) for loss, _ in alone}) > 4, "rows differ, or nothing was compared"
+
+
+def test_rows_that_hold_several_samples_name_all_of_them(tiny_vlm, make_stage, samples, collate):
+    """Each sample's loss is what it is in a row of its own."""
+    module = StageModule(tiny_vlm(), make_stage())
+    plain, packed = collate(module.vlm, samples), collate(module.vlm, samples, pack_length=60)
+    rows = list(rows_of(packed, module.vlm.specs))
+    assert 1 < len(rows) < len(packed.sample_ids) and max(len(row.sample_ids) for row in rows) > 1
+    assert tuple(name for row in rows for name in row.sample_ids) == packed.sample_ids
+    with torch.no_grad():
+        found = [module(batch, by_row=True)["next_token"] for batch in (plain, packed)]
+        alone = [module(row)["next_token"] for row in rows]
+    mine, theirs = ([*zip(b.sample_ids, f[0].tolist())] for b, f in zip((plain, packed), found, strict=True))
+    for (name, loss), (other, again) in zip(sorted(mine), sorted(theirs), strict=True):
+        assert name == other and loss == pytest.approx(again, abs=1e-5)
+    assert sum(float(loss) for loss, _ in alone) == pytest.approx(float(found[1][0].sum()), abs=1e-4)

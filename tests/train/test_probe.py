@@ -182,11 +182,11 @@ class TestRows:
         assert not notes and not any("probe/true" in row for row in rows)
 
 
-@pytest.mark.parametrize("pack", ["none", "prefix"])
+@pytest.mark.parametrize("pack", [{}, {"pack": "prefix"}, {"pack": "prefix", "pack_length": 90}])
 def test_packing_does_not_change_what_is_found(tiny_vlm, make_stage, probe_of, pack):
     model = tiny_vlm()
     module = StageModule(model, make_stage())
-    probe, _ = probe_of(model, make_stage(probe_every=1, micro_batch_size=3), coloured(8, 3), pack=pack)
+    probe, _ = probe_of(model, make_stage(probe_every=1, micro_batch_size=3), coloured(8, 3), **pack)
     found = torch.tensor(probe._losses(probe.rows, module))
     for sample, losses in zip(probe.rows.samples, found, strict=True):
         total, weight = module(probe.rows.collate([(sample, 0)]))["next_token"]

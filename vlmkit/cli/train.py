@@ -29,6 +29,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="most gigabytes of one frozen encoder's features in DIR (default %(default)g)",
     )
     parser.add_argument(
+        "--track",
+        action="append",
+        default=[],
+        metavar="TRACKER",
+        help="log every step there (tensorboard, wandb, mlflow, trackio), in place of the recipe's trackers; "
+        "may be given several times",
+    )
+    parser.add_argument(
         "--tiny",
         action="store_true",
         help="try the recipe in seconds: tiny random parts, a bundled sample",
@@ -40,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     from vlmkit.assemble import check_blocks
     from vlmkit.recipe import load_recipe
 
-    recipe = load_recipe(args.recipe, args.overrides, check_blocks)
+    tracked = [f"trackers=[{', '.join(args.track)}]"] if args.track else []
+    recipe = load_recipe(args.recipe, [*args.overrides, *tracked], check_blocks)
     from vlmkit.cli.console import TrainConsole
     from vlmkit.tiny import tiny_runs
     from vlmkit.train.distribute import process_state

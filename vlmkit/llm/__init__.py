@@ -12,6 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from vlmkit.errors import UsageError, VlmkitError, unknown_name
 from vlmkit.llm import gguf
+from vlmkit.llm.stored import load_stored
 from vlmkit.weights import resolve_weights
 
 IMAGE_TOKEN = "<image>"
@@ -30,16 +31,14 @@ def pretrained(
         dtype: Type of the weights.
 
     Raises:
-        VlmkitError: The weights cannot be found or read, or the tokenizer is of no use.
+        VlmkitError: The weights cannot be found or read, a tensor is missing, or the tokenizer is of no use.
     """
     path = resolve_weights(weights)
     if path.endswith(gguf.SUFFIX):
         path = str(gguf.converted(Path(path)))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, quantization_config=quantization_config
-        )
+        model = load_stored(weights, path, dtype=dtype, quantization_config=quantization_config)
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise VlmkitError(f"language model {weights!r} cannot be loaded: {reason}") from error

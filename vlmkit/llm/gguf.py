@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from vlmkit.errors import MissingExtraError, VlmkitError
+from vlmkit.llm.stored import load_stored
 from vlmkit.weights import cache_dir
 
 SUFFIX = ".gguf"
@@ -60,7 +61,9 @@ def _convert(file: Path, folder: Path) -> None:
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        model = load_stored(str(file), str(file.parent), gguf_file=file.name, dtype=torch.float32)
+    except VlmkitError:
+        raise
     # The reader's errors are of many kinds: a broken file is an IndexError or a struct's, as it happens.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -114,19 +114,30 @@ def rows_of(batch: Batch, specs: Sequence[VisionSpec]) -> Iterator[Batch]:
     """Each row of a batch as a batch of its own, with no pixels but its own.
 
     Args:
-        batch: The rows.
+        batch: The rows; one that holds several samples stays together.
         specs: Of the encoders, which say how many numbers an image is.
     """
-    images = [[] for _ in batch.captions] if batch.image_sizes is None else listed_images(batch.image_sizes)
-    for i, own in enumerate(images):
-        cut: dict[str, Any] = {}
+    counts = _samples_of_rows(batch)
+    stops = list(accumulate(counts))
+    images = [[] for _ in counts] if batch.image_sizes is None else listed_images(batch.image_sizes)
+    for i, (start, stop, own) in enumerate(zip([0, *stops], stops, images)):
+        cut: dict[str, Any] = {"skipped": ()}
         for field in fields(batch):
             value = getattr(batch, field.name)
-            if isinstance(value, Tensor | tuple):
+            if isinstance(value, Tensor):
                 cut[field.name] = value[i : i + 1]
-        row = replace(batch, **{**cut, "skipped": ()})
+            elif isinstance(value, tuple) and field.name not in cut:
+                cut[field.name] = value[start:stop]
         if own and batch.pixel_values is not None:
             numbers = sum(numbers_of(spec, image) for spec in specs for image in own)
-            yield replace(row, pixel_values=batch.pixel_values[i : i + 1, :numbers])
+            cut["pixel_values"] = batch.pixel_values[i : i + 1, :numbers]
         else:
-            yield replace(row, pixel_values=None, image_sizes=None)
+            cut |= {"pixel_values": None, "image_sizes": None}
+        yield replace(batch, **cut)
+
+
+def _samples_of_rows(batch: Batch) -> list[int]:
+    """How many of `sample_ids` each row holds."""
+    if batch.segments_BL is None:
+        return [1] * len(batch.captions)
+    return [int(count) for count in batch.segments_BL.amax(1) + 1]

@@ -33,11 +33,15 @@ class SupervisedHead:
     Args:
         head: The language model's output layer.
         chunk: Positions C of a chunk.
+
+    Attributes:
+        losses_S: Weighted losses of the last batch, row after row, without gradient; empty before the first.
     """
 
     def __init__(self, head: nn.Module, chunk: int = CHUNK) -> None:
         self.head = head
         self.chunk = chunk
+        self.losses_S = torch.empty(0)
         self._plain: bool | None = None
 
     def loss(self, decode: Callable[[], Any], labels_BL: Tensor, weights_BL: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,25 +52,7 @@ class SupervisedHead:
             labels_BL: Unshifted labels, -100 where nothing is supervised.
             weights_BL: Weight of each label.
         """
-        losses, weights_S = self._losses(decode, labels_BL, weights_BL)
-        return sum((part.sum() for part in losses[1:]), losses[0].sum()), weights_S.sum()
-
-    @torch.no_grad()
-    def loss_by_row(
-        self, decode: Callable[[], Any], labels_BL: Tensor, weights_BL: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """As `loss`, but both sums for each row, (B,) each; without gradient."""
-        losses, weights_S = self._losses(decode, labels_BL, weights_BL)
-        losses_S = torch.cat(losses)[-len(weights_S) :] if len(weights_S) else weights_S
-        row_S = _places(labels_BL).nonzero()[:, 0]
-        zeros_B = losses_S.new_zeros(len(labels_BL))
-        return zeros_B.index_add(0, row_S, losses_S), zeros_B.index_add(0, row_S, weights_S)
-
-    def _losses(
-        self, decode: Callable[[], Any], labels_BL: Tensor, weights_BL: Tensor
-    ) -> tuple[list[Tensor], Tensor]:
-        """Weighted losses of the supervised positions in chunks, after any that are zero; and the weights."""
-        places_BL = _places(labels_BL)
+        places_BL = F.pad(labels_BL[:, 1:] != IGNORE, (0, 1))
         targets_S = labels_BL[:, 1:][places_BL[:, :-1]]
         weights_S = weights_BL[:, 1:][places_BL[:, :-1]].float()
         chunked = self._plain and len(targets_S) > self.chunk
@@ -76,15 +62,20 @@ class SupervisedHead:
         if not chunked:
             if self._plain is None and len(targets_S):
                 self._plain = self._does_nothing_after(hidden_SD, logits_SW)
-            return [_weighted(logits_SW, targets_S, weights_S)], weights_S
+            total, self.losses_S = _weighted(logits_SW, targets_S, weights_S)
+            return total, weights_S.sum()
         # The one row of logits that the model made keeps its graph whole, at no weight.
-        losses = [0.0 * logits_SW.sum()[None]]
+        total = 0.0 * logits_SW.sum()
         parts = [torch.split(whole, self.chunk) for whole in (hidden_SD, targets_S, weights_S)]
+        losses = []
         for part in zip(*parts, strict=True):
-            losses.append(checkpoint(self._chunk_loss, *part, use_reentrant=False))
-        return losses, weights_S
+            loss, losses_C = checkpoint(self._chunk_loss, *part, use_reentrant=False)
+            total = total + loss
+            losses.append(losses_C)
+        self.losses_S = torch.cat(losses)
+        return total, weights_S.sum()
 
-    def _chunk_loss(self, hidden_CD: Tensor, targets_C: Tensor, weights_C: Tensor) -> Tensor:
+    def _chunk_loss(self, hidden_CD: Tensor, targets_C: Tensor, weights_C: Tensor) -> tuple[Tensor, Tensor]:
         return _weighted(self.head(hidden_CD), targets_C, weights_C)
 
     @torch.no_grad()
@@ -94,14 +85,10 @@ class SupervisedHead:
         return not sharded and bool(torch.equal(self.head(hidden_SD).to(logits_SW), logits_SW))
 
 
-def _places(labels_BL: Tensor) -> Tensor:
-    """bool (B, L); positions whose next token is supervised."""
-    return F.pad(labels_BL[:, 1:] != IGNORE, (0, 1))
-
-
-def _weighted(logits_SW: Tensor, targets_S: Tensor, weights_S: Tensor) -> Tensor:
-    """Weighted cross-entropies (S,), in float32 whatever the logits are in."""
-    return F.cross_entropy(logits_SW.float(), targets_S, reduction="none") * weights_S
+def _weighted(logits_SW: Tensor, targets_S: Tensor, weights_S: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of weighted cross-entropies in float32, and each of them without gradient."""
+    losses_S = F.cross_entropy(logits_SW.float(), targets_S, reduction="none") * weights_S
+    return losses_S.sum(), losses_S.detach()
 
 
 @contextmanager

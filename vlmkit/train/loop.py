@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from vlmkit.recipe import Stage
 from vlmkit.train import checkpoints
 from vlmkit.train.distribute import any_process, is_sharded, whole
 from vlmkit.train.guard import Guard
+from vlmkit.train.meters import StepMeter
 from vlmkit.train.metrics import MetricsFile, Reporter
 from vlmkit.train.module import StageModule, batch_weight
 from vlmkit.train.probe import Probe
@@ -34,7 +34,7 @@ from vlmkit.train.schedule import epoch_length, lr_factor, total_steps
 from vlmkit.train.skipped import SKIPPED, tell_skipped, write_skipped
 from vlmkit.train.steps import StageData, Steps
 
-Values = dict[str, float]
+Values = dict[str, Any]
 
 
 class Interrupted(VlmkitError):
@@ -86,6 +86,7 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
     optimizer = torch.optim.AdamW(trained.param_groups(stage), betas=stage.betas)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     steps = total_steps(stage, epoch_length(data.samples))
+    meter = StepMeter(trained, data, run.accelerator)
     wrapped, optimizer = run.accelerator.prepare(trained, optimizer)
     state: dict[str, Any] = {"step": 0}
     if resume:
@@ -100,14 +101,12 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
     wrapped.train()
     run.reporter.begin(stage.name, start, steps)
     with _stop_signals(run):
-        for step, batches in _batches(stage, data, run, start, steps):
+        for step, batches in meter.each(_batches(stage, data, run, start, steps)):
             factor = lr_factor(stage, step, steps)
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
-            began, stored = time.perf_counter(), module.stored_seconds
-            values = _step(wrapped, optimizer, module.weights, batches, run, guard)
-            took = time.perf_counter() - began
-            values |= {"lr": factor, **_seconds(took, stored, module.stored_seconds)}
+            values = _step(wrapped, optimizer, meter, batches, run, guard)
+            values |= {"lr": factor, **meter.values()}
             if stage.on_bad_sample == "skip":
                 own = batches[0].skipped
                 values["skipped"] = write_skipped(own, left_out, stage, step + 1, run.accelerator)
@@ -157,13 +156,13 @@ def _stop_signals(run: StageRun) -> Iterator[None]:
 def _step(
     wrapped: Any,
     optimizer: Any,
-    weights: dict[str, float],
+    meter: StepMeter,
     batches: list[Batch],
     run: StageRun,
     guard: Guard,
 ) -> Values:
     """One optimiser step over the micro-batches; returns what is written down."""
-    accelerator = run.accelerator
+    accelerator, weights = run.accelerator, meter.module.weights
     guard.before(wrapped)
     totals = _global_weights(batches, weights, accelerator)
     sums = {name: torch.zeros((), device=accelerator.device) for name in weights}
@@ -172,6 +171,7 @@ def _step(
         with nullcontext() if last else accelerator.no_sync(wrapped):
             with accelerator.autocast():
                 losses = wrapped(batch.to(accelerator.device))
+            meter.forward(batch)
             for name, (total, _) in losses.items():
                 sums[name] += total.detach() / totals[name]
             loss = sum(weights[name] * total / totals[name] for name, (total, _) in losses.items())
@@ -179,30 +179,14 @@ def _step(
             accelerator.backward(loss * accelerator.num_processes)
     values = {name: float(accelerator.reduce(value)) for name, value in sums.items()}
     loss_value = sum(weights[name] * value for name, value in values.items())
+    meter.gradients(optimizer)
     norm = float(whole(accelerator.clip_grad_norm_(wrapped.parameters(), run.clip)))
     passed = guard.passes(loss_value, norm, wrapped, batches)
     if passed:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     left_out = {"non_finite": int(not passed)} if guard.stage.on_non_finite == "skip" else {}
-    return {"loss": loss_value, **values, "grad_norm": norm, **_counts(batches, accelerator), **left_out}
-
-
-def _seconds(took: float, before: float | None, after: float | None) -> Values:
-    """The time of a step, without what features that runs share took of it: that depends on other runs."""
-    if before is None or after is None:
-        return {"seconds": took}
-    return {"seconds": took - (after - before), "features_seconds": after - before}
-
-
-def _counts(batches: list[Batch], accelerator: Accelerator) -> Values:
-    """What all processes worked on: tokens of all rows, and images."""
-    batches = [batch for batch in batches if batch.sample_ids]
-    tokens = sum(int((b.branches_BL >= 0).sum()) for b in batches if b.branches_BL is not None)
-    images = sum(int((b.image_sizes[..., 0] > 0).sum()) for b in batches if b.image_sizes is not None)
-    own = torch.tensor([tokens, images], device=accelerator.device)
-    tokens, images = accelerator.reduce(own).tolist()
-    return {"tokens": tokens, "images": images}
+    return {"loss": loss_value, **values, "grad_norm": norm, **left_out}
 
 
 def _global_weights(

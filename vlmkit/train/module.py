@@ -49,17 +49,17 @@ class StageModule(nn.Module):
 
         Args:
             batch: The rows.
-            by_row: Give both numbers of `next_token` for each row, (B,) each, and no other objective; without
-                gradient.
+            by_row: Give both numbers of `next_token` for each of `batch.sample_ids`, and no other objective;
+                without gradient.
         """
         images = self._features(batch)
         # A process whose rows have no image must still touch the parameters that other processes' images do.
         features = images or self.blank_features()
         losses = {}
         if "next_token" in self.weights:
-            losses["next_token"] = self._next_token(batch, images, features, by_row)
+            losses["next_token"] = self._next_token(batch, images, features)
         if by_row:
-            return losses
+            return {"next_token": self._by_row(batch)}
         if self.contrastive is not None:
             losses["contrastive"] = self._contrastive(batch, features)
         return losses
@@ -86,29 +86,35 @@ class StageModule(nn.Module):
         return torch.zeros(1, numbers, device=device), torch.tensor([[[side, side, 0]]])
 
     def _next_token(
-        self,
-        batch: Batch,
-        images: list[VisionFeatures] | None,
-        features: list[VisionFeatures],
-        by_row: bool,
+        self, batch: Batch, images: list[VisionFeatures] | None, features: list[VisionFeatures]
     ) -> tuple[Tensor, Tensor]:
         assert batch.input_ids_BL is not None and batch.labels_BL is not None and batch.weights_BL is not None
         ids_BL, questions_BQ = batch.input_ids_BL, batch.question_ids_BQ
         if images is None:
             read = self.vlm.read_blank(ids_BL, features, self._dummy_image()[1], questions_BQ)
         else:
-            read = self.vlm.read(ids_BL, images, batch.image_sizes, questions_BQ)
+            read = self.vlm.read(ids_BL, images, batch.image_sizes, questions_BQ, segments=batch.segments_BL)
         # Not every image has the tokens that layouts and marks write: another process's may.
         untouched = [0.0 * token_D.sum() for token_D in self.vlm.splice.parameters()]
         placed = {"position_ids": batch.positions_BL, "use_cache": False}
-        loss_of = self.head.loss_by_row if by_row else self.head.loss
-        loss, weight = loss_of(
-            lambda: self.vlm.decode(read, batch.branches_BL, **placed), batch.labels_BL, batch.weights_BL
+        loss, weight = self.head.loss(
+            lambda: self.vlm.decode(read, batch.branches_BL, batch.segments_BL, **placed),
+            batch.labels_BL,
+            batch.weights_BL,
         )
         return sum(untouched, loss), weight
 
+    def _by_row(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The losses that the head has kept, and their weights, of each of `batch.sample_ids`."""
+        assert batch.labels_BL is not None and batch.weights_BL is not None
+        chosen_BL = batch.labels_BL[:, 1:] != IGNORE
+        owner_S = batch.owners_BL[:, 1:][chosen_BL]
+        losses_S, weights_S = self.head.losses_S, batch.weights_BL[:, 1:][chosen_BL].float()
+        zeros = losses_S.new_zeros(len(batch.sample_ids))
+        return zeros.index_add(0, owner_S, losses_S), zeros.index_add(0, owner_S, weights_S)
+
     def _contrastive(self, batch: Batch, features: list[VisionFeatures]) -> tuple[Tensor, Tensor]:
-        """Each row's first image against the captions of the batch; zero where no image has a caption."""
+        """Each sample's first image against the captions of the batch; zero where no image has a caption."""
         pooled_IE = features[0].pooled_BE
         assert self.contrastive is not None
         assert pooled_IE is not None, "check_fit refuses encoders without a retrieval space"
@@ -172,9 +178,9 @@ def batch_weight(objective: str, batch: Batch) -> float:
 
 
 def captioned_rows(batch: Batch) -> tuple[list[int], list[int]]:
-    """Rows that have an image and a caption, and the number of each one's first image in the batch."""
+    """Rows of samples that have an image and a caption, and each one's first image's number in the batch."""
     if batch.image_sizes is None:
         return [], []
-    images = [len(row) for row in listed_images(batch.image_sizes)]
+    images = batch.image_counts or [len(row) for row in listed_images(batch.image_sizes)]
     rows = [row for row, own in enumerate(batch.captions) if own and images[row]]
     return rows, [sum(images[:row]) for row in rows]

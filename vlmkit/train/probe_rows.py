@@ -64,6 +64,7 @@ def choose_rows(data: StageData, wanted: int) -> ProbeRows:
         data: Of the stage.
         wanted: Number of samples.
     """
+    data = replace(data, collate=_unpacked(data.collate))
     new: list[tuple[Sample, list[str]]] = []
     known: list[tuple[Sample, list[str]]] = []
     places: dict[str, tuple[tuple[int, int], ImageSource]] = {}
@@ -113,6 +114,11 @@ def _readable(data: StageData, most: int) -> Iterator[tuple[Sample, list[str], S
             continue
         names = [hashlib.sha256(image.tobytes()).hexdigest() + str(image.size) for image in images]
         yield sample, names, [image.size for image in images]
+
+
+def _unpacked(collate: Collator) -> Collator:
+    """Each row on its own, in the order of the samples."""
+    return replace(collate, text=collate.text and replace(collate.text, pack_length=None))
 
 
 def _fits(sample: Sample, collate: Collator) -> bool:

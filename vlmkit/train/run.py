@@ -24,14 +24,16 @@ from vlmkit.recipe import Recipe, Stage
 from vlmkit.share import SHARE_LIMIT
 from vlmkit.share.shared import Shared, StageWork
 from vlmkit.train import checkpoints
+from vlmkit.train.curves import plot_metrics
 from vlmkit.train.distribute import home_device, make_accelerator, own_randomness, process_state
 from vlmkit.train.loop import StageRun, run_stage
-from vlmkit.train.metrics import MetricsFile, Reporter, Silent, plot_metrics, require_plots
+from vlmkit.train.metrics import MetricsFile, Reporter, Silent, require_plots
 from vlmkit.train.module import StageModule
 from vlmkit.train.precision import mixed_precision
 from vlmkit.train.reach import freeze_unreached
 from vlmkit.train.stage import apply_stage, finish_stage
 from vlmkit.train.steps import StageData
+from vlmkit.train.trackers import Tracked, require_trackers
 from vlmkit.vlm import VLM
 
 
@@ -65,13 +67,27 @@ def train_recipe(
         share_limit: Most gigabytes of the stored features of one encoder there.
 
     Raises:
-        UsageError: The run directory holds another run, or one and `resume` is not set.
+        UsageError: The run directory holds another run, or one and `resume` is not set; a tracker is not
+            installed.
         Interrupted: A signal came; a checkpoint was written.
     """
+    require_trackers(recipe.trackers)
     state = process_state()
     # One voice, that of the process which writes.
     reporter = reporter if reporter is not None and state.is_main_process else Silent()
-    run_dir = recipe.run_dir
+    if not recipe.trackers or not state.is_main_process:
+        return _train(recipe, resume, reporter, share, share_limit)
+    with Tracked(recipe, reporter) as tracked:
+        run = _train(recipe, resume, tracked, share, share_limit)
+        tracked.report(run.report)
+    return run
+
+
+def _train(
+    recipe: Recipe, resume: bool, reporter: Reporter, share: Path | None, share_limit: float
+) -> TrainedRun:
+    """`train_recipe`, once somebody listens."""
+    state, run_dir = process_state(), recipe.run_dir
     manifest = _look_for_run(recipe, resume)
     if manifest is not None and manifest["finished"]:
         return _evaluated(recipe, None, manifest, reporter)
@@ -144,8 +160,8 @@ def _look_for_run(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
     resolved = recipe.model_dump(mode="json")
     # Read as a recipe, what an older version wrote has the defaults of keys that it did not know.
     written = Recipe.model_validate(manifest["recipe"]).model_dump(mode="json")
-    # A run that was moved or is tested on other data is still the same run.
-    free = ("output", "evaluate")
+    # A run that was moved, is tested on other data or told to others is still the same run.
+    free = ("output", "evaluate", "trackers")
     changed = sorted(k for k in resolved if k not in free and resolved[k] != written[k])
     if changed:
         raise UsageError(
