@@ -20,7 +20,7 @@ from vlmkit.train.loop import StageRun, run_stage
 from vlmkit.train.metrics import MetricsFile, Silent, read_metrics
 from vlmkit.train.module import StageModule
 from vlmkit.train.probe import FEWEST_SAMPLES, Probe
-from vlmkit.train.probe_rows import GREY, VERSIONS, choose_rows, next_image
+from vlmkit.train.probe_samples import GREY, VERSIONS, choose_rows, next_image
 from vlmkit.train.stage import apply_stage
 from vlmkit.train.steps import StageData
 from vlmkit.train.verdict import Finding, Verdict

@@ -10,7 +10,7 @@ import torch
 from vlmkit.objectives import objective_weights
 from vlmkit.recipe import Stage
 from vlmkit.train.distribute import of_every_process, reshard
-from vlmkit.train.probe_rows import VERSIONS, ProbeRows, choose_rows
+from vlmkit.train.probe_samples import VERSIONS, ProbeRows, choose_rows
 from vlmkit.train.steps import StageData
 from vlmkit.train.verdict import Finding, Verdict
 
