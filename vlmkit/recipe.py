@@ -176,6 +176,10 @@ class Stage(Frozen):
             in encoders that train.
         on_bad_sample: At a sample that cannot be used (a damaged image, a malformed row) `error` stops, and
             `skip` leaves it out of its step, counts it and lists it in `skipped.jsonl`.
+        on_non_finite: At a loss or gradient that is not finite `stop` ends the run and names the samples, and
+            `skip` leaves the step out, lists them in `non_finite.jsonl`, and ends the run after 10 in a row.
+        probe_every: Steps between two looks at whether the model uses the picture (`next_token` only); null
+            for none.
         workers: Processes that load data; 0 loads in the training process.
         checkpoint_every: Steps between checkpoints; 0 for none.
     """
@@ -201,6 +205,8 @@ class Stage(Frozen):
     max_length: int | None = Field(None, ge=1)
     gradient_checkpointing: bool = False
     on_bad_sample: Literal["error", "skip"] = "error"
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    probe_every: int | None = Field(100, ge=1)
     workers: int = Field(0, ge=0)
     checkpoint_every: int = Field(200, ge=0)
 

@@ -6,6 +6,7 @@ second one gets text alone.
 
 import io
 import json
+import math
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ from vlmkit.data.prompts import PROMPTS
 from vlmkit.data.sample import IMAGE, Message, Sample
 from vlmkit.errors import UsageError
 from vlmkit.recipe import Recipe
+from vlmkit.train import probe
 from vlmkit.train.distribute import make_accelerator, whole
 from vlmkit.train.loop import Interrupted, StageRun, run_stage
 from vlmkit.train.metrics import MetricsFile, Silent
@@ -88,6 +90,18 @@ def rough(model):
     return model
 
 
+def poisoned(ids):
+    """A hook that makes the loss of batches with one of these samples no number; that of probes stays."""
+
+    def hook(module, args, options, losses):
+        bad = set(ids) & set(args[0].sample_ids) and not options
+        return (
+            {name: (total * math.nan, weight) for name, (total, weight) in losses.items()} if bad else losses
+        )
+
+    return hook
+
+
 def run_job(recipe, job, folder):
     """Train a stage; the last step's gradients, by parameter, are left beside its checkpoints."""
     os.environ |= {
@@ -108,6 +122,8 @@ def run_job(recipe, job, folder):
     rows = apply_stage(model, stage)
     module = StageModule(model, stage)
     freeze_unreached(module, rows)
+    module.register_forward_hook(poisoned(job.get("poison", ())), with_kwargs=True)
+    probe.FEWEST_SAMPLES = job.get("fewest", probe.FEWEST_SAMPLES)
     p = model.processor
     asks = {"pack": stage.pack, "pack_length": stage.pack_length, "questions": p.connector.reads_text}
     rules = TextRules(p.tokenizer, PROMPTS["chat_template"], p.count_fitted, p.image_token_id, **asks)

@@ -180,7 +180,7 @@ def test_moments_of_other_parameters_are_refused(newest, module, recipe):
     groups = module.param_groups(recipe.stages[1])
     facts = {"stage": "two", "steps": 4, "samples": 6}
     optimizer = torch.optim.AdamW(groups)
-    assert checkpoints.load_checkpoint(newest, module, optimizer, facts, Accelerator()) == 2
+    assert checkpoints.load_checkpoint(newest, module, optimizer, facts, Accelerator())["step"] == 2
     same = torch.optim.AdamW([{**groups[0], "params": groups[0]["params"][::-1]}, *groups[1:]])
     with pytest.raises(VlmkitError, match="other parameters, or for these in another order"):
         checkpoints.load_checkpoint(newest, module, same, facts, Accelerator())

@@ -107,6 +107,12 @@ def folder(tiny_recipe, tmp_path_factory):
         made = {"name": name, "recipe": recipe, "sharded": sharded, "stage": stage}
         return made | ({"resume": str(folder / resume)} if resume else {})
 
+    def guarded(name, **options):
+        """The first of two steps has samples that are no numbers, one in each of two processes."""
+        more = {"poison": ["image2", "text3"], "fewest": 4}
+        steps = {"steps": 2, "batch_size": 4, "on_non_finite": "skip", "probe_every": 1}
+        return {**job(name, **steps, **options), **more}
+
     first, two = "only-step-000001", {"steps": 2, "checkpoint_every": 1}
     alone(
         [
@@ -117,6 +123,7 @@ def folder(tiny_recipe, tmp_path_factory):
             job("both", **BOTH),
             job("blocks", connector="gated_cross_attention"),
             job("long", **two),
+            guarded("guarded"),
             {**job("mixed", **CLIPPED), "mixed": True},
         ],
         folder,
@@ -130,7 +137,9 @@ def folder(tiny_recipe, tmp_path_factory):
             job("2xboth", **BOTH),
             job("2xlong", f"long/checkpoints/{first}", **two),
             {**job("stopped", steps=3), "stop": True},
+            guarded("2xguarded", micro_batch_size=1),
             {**job("2xmixed", micro_batch_size=2, **CLIPPED), "mixed": True},
+            guarded("fsdpguarded", sharded=True, micro_batch_size=2),
             {**job("fsdpmixed", sharded=True, micro_batch_size=1, **CLIPPED), "mixed": True},
             *[job(f"fsdp{m}", sharded=True, micro_batch_size=m) for m in (4, 1)],
             job("fsdppacked", sharded=True, pack="prefix"),
@@ -223,6 +232,21 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(folder):
     """The second process alone got it; the first one writes the checkpoint."""
     assert latest_checkpoint(folder / "stopped", "only").name == "only-step-000001"
     assert len(read_metrics(folder / "stopped" / "metrics.jsonl")) == 1
+
+
+@pytest.mark.parametrize("name", ["2xguarded", "fsdpguarded"])
+def test_a_step_that_is_not_finite_is_left_out_in_all_processes_and_names_samples_of_all(folder, name):
+    """The step after it has the gradients of one process, and a probe's losses are those of one."""
+    one, other = folder / "guarded", folder / name
+    listed = [read_metrics(path / "non_finite.jsonl") for path in (one, other)]
+    assert {row["id"] for row in listed[1]} == {"image2", "text3"} and len(listed[0]) == len(listed[1]) == 2
+    assert {(row["step"], row["kind"]) for found in listed for row in found} == {(1, "loss")}
+    assert gap(one, other) <= 1e-6
+    mine, theirs = (read_metrics(path / "metrics.jsonl") for path in (one, other))
+    assert [row["non_finite"] for row in theirs] == [1, 0] and theirs[0]["loss"] is None
+    assert abs(mine[0]["probe/true"] - mine[0]["probe/shuffled"]) > 1e-3
+    for version in ("true", "shuffled", "blank"):
+        assert theirs[0][f"probe/{version}"] == pytest.approx(mine[0][f"probe/{version}"], abs=1e-5)
 
 
 def test_the_first_version_of_fsdp_is_refused(folder):

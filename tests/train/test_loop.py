@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.train import precision
+from vlmkit.train.guard import Guard
 from vlmkit.train.loop import StageRun, _step
 from vlmkit.train.meters import StepMeter
 from vlmkit.train.metrics import MetricsFile, Silent, read_metrics
@@ -85,7 +86,7 @@ def step_gradients(model, stage, data, tmp_path):
     run = StageRun(tmp_path, Accelerator(), MetricsFile(tmp_path / "m"), Silent(), stage.clip)
     batches = Steps(stage, data, 0, 1)[0]
     recorder, meter = Recorder(module, stage), StepMeter(module, data, run.accelerator)
-    return _step(module, recorder, meter, batches, run), recorder.seen, len(batches)
+    return _step(module, recorder, meter, batches, run, Guard(stage, run, 0)), recorder.seen, len(batches)
 
 
 def test_micro_batches_give_the_gradients_of_the_whole_batch(

@@ -94,8 +94,8 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     facts: Mapping[str, Any],
     accelerator: Accelerator,
-) -> int:
-    """Restore the optimiser and the random state that `save_checkpoint` wrote, and return its step.
+) -> dict[str, Any]:
+    """Restore the optimiser and the random state that `save_checkpoint` wrote, and return its state.
 
     The trained tensors are restored before, by `load_tensors`: an optimiser of shares needs them cut. A
     process that the writer did not have keeps the random state it has.
@@ -127,7 +127,7 @@ def load_checkpoint(
         random = torch.load(file, weights_only=True)
     if accelerator.process_index < len(random):
         _set_random_state(random[accelerator.process_index])
-    return int(state["step"])
+    return state
 
 
 def load_tensors(path: Path, module: nn.Module) -> None:

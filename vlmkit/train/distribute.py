@@ -15,6 +15,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vlmkit.errors import UsageError
@@ -120,6 +121,12 @@ def _cut_like(value: Any, parameter: Tensor) -> Any:
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
+def reshard(module: Any) -> None:
+    """Let go of what a pass without gradient has made whole: FSDP does that in the backward pass."""
+    if isinstance(module, FSDPModule):
+        module.reshard()
+
+
 def of_every_process(value: Any, accelerator: Accelerator) -> list[Any]:
     """What each process has, in order: they must all ask for it."""
     return list(gather_object([value])) if accelerator.num_processes > 1 else [value]
@@ -136,3 +143,8 @@ def any_process(flag: bool, accelerator: Accelerator) -> bool:
     if accelerator.num_processes == 1:
         return flag
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)) > 0)
+
+
+def most_of_all(count: int, accelerator: Accelerator) -> int:
+    """The largest of the processes' numbers: they must all ask."""
+    return max(map(int, of_every_process(count, accelerator)))

@@ -6,7 +6,6 @@ Every step is a function of (recipe, seed, step, stored state), so that a killed
 from __future__ import annotations
 
 import copy
-import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -27,9 +26,11 @@ from vlmkit.errors import VlmkitError
 from vlmkit.recipe import Stage
 from vlmkit.train import checkpoints
 from vlmkit.train.distribute import any_process, is_sharded, whole
+from vlmkit.train.guard import NON_FINITE, Guard
 from vlmkit.train.meters import StepMeter
 from vlmkit.train.metrics import MetricsFile, Reporter
 from vlmkit.train.module import StageModule, batch_weight
+from vlmkit.train.probe import Probe
 from vlmkit.train.schedule import epoch_length, lr_factor, total_steps
 from vlmkit.train.skipped import SKIPPED, tell_skipped, write_skipped
 from vlmkit.train.steps import StageData, Steps
@@ -88,12 +89,15 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
     steps = total_steps(stage, epoch_length(data.samples))
     meter = StepMeter(trained, data, run.accelerator)
     wrapped, optimizer = run.accelerator.prepare(trained, optimizer)
-    facts, start = {"stage": stage.name, "steps": steps, "samples": len(data.samples)}, 0
+    facts, state = {"stage": stage.name, "steps": steps, "samples": len(data.samples)}, {"step": 0}
     if resume:
-        start = checkpoints.load_checkpoint(resume, trained, optimizer, facts, run.accelerator)
+        state = checkpoints.load_checkpoint(resume, trained, optimizer, facts, run.accelerator)
         if run.accelerator.is_main_process:
             # A kill may have come between the newest checkpoint and the end of the older ones.
             checkpoints.rotate(run.run_dir, stage.name)
+    start = int(state["step"])
+    probe = Probe(stage, data, steps, run, state.get("probe"))
+    guard = Guard(stage, run, start, state.get("non_finite_in_a_row", 0))
     run.metrics.rewind(stage.name, start)
     left_out = MetricsFile(run.run_dir / SKIPPED, run.accelerator.is_main_process)
     left_out.rewind(stage.name, start)
@@ -105,23 +109,26 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
             factor = lr_factor(stage, step, steps)
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
-            values = _step(wrapped, optimizer, meter, batches, run)
+            values = _step(wrapped, optimizer, meter, batches, run, guard)
             values |= {"lr": factor, **meter.values()}
             if stage.on_bad_sample == "skip":
                 own = batches[0].skipped
                 values["skipped"] = write_skipped(own, left_out, stage, step + 1, run.accelerator)
+            values |= probe.after(step + 1, wrapped)
             run.metrics.write({"stage": stage.name, "step": step + 1, **values})
             run.reporter.step(step + 1, values)
             due = stage.checkpoint_every and (step + 1) % stage.checkpoint_every == 0
             stop = any_process(run.stop, run.accelerator)
             if step + 1 == steps or due or stop:
-                saved = _save(trained, optimizer, {**facts, "step": step + 1}, run)
+                state = {"step": step + 1, "non_finite_in_a_row": guard.in_a_row, "probe": probe.state}
+                saved = _save(trained, optimizer, facts | state, run)
             if stop:
                 raise Interrupted(f"stopped after step {step + 1} of stage {stage.name}; go on with --resume")
     if trained is not module and saved is not None:
         checkpoints.load_tensors(saved, module)
     run.reporter.end()
     tell_skipped(left_out, stage.name, run.reporter)
+    guard.tell()
 
 
 def _batches(
@@ -150,9 +157,17 @@ def _stop_signals(run: StageRun) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _step(wrapped: Any, optimizer: Any, meter: StepMeter, batches: list[Batch], run: StageRun) -> Values:
+def _step(
+    wrapped: Any,
+    optimizer: Any,
+    meter: StepMeter,
+    batches: list[Batch],
+    run: StageRun,
+    guard: Guard,
+) -> Values:
     """One optimiser step over the micro-batches; returns what is written down."""
     accelerator, weights = run.accelerator, meter.module.weights
+    guard.before(wrapped)
     totals = _global_weights(batches, weights, accelerator)
     sums = {name: torch.zeros((), device=accelerator.device) for name in weights}
     for i, batch in enumerate(batches):
@@ -170,10 +185,12 @@ def _step(wrapped: Any, optimizer: Any, meter: StepMeter, batches: list[Batch], 
     loss_value = sum(weights[name] * value for name, value in values.items())
     meter.gradients(optimizer)
     norm = float(whole(accelerator.clip_grad_norm_(wrapped.parameters(), run.clip)))
-    _refuse_non_finite(loss_value, norm, batches)
-    optimizer.step()
+    passed = guard.passes(loss_value, norm, wrapped, batches)
+    if passed:
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {"loss": loss_value, **values, "grad_norm": norm}
+    left_out = {"non_finite": int(not passed)} if guard.stage.on_non_finite == "skip" else {}
+    return {"loss": loss_value, **values, "grad_norm": norm, **left_out}
 
 
 def _global_weights(
@@ -185,20 +202,11 @@ def _global_weights(
     return {name: max(float(value), 1e-9) for name, value in zip(weights, everywhere.tolist(), strict=True)}
 
 
-def _refuse_non_finite(loss: float, norm: float, batches: list[Batch]) -> None:
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        names = ", ".join(name for b in batches for name in b.sample_ids)
-        raise VlmkitError(
-            f"loss {loss} and gradient norm {norm} in a step with samples {names}; "
-            "lower the learning rate, or look at these samples"
-        )
-
-
 def _save(trained: nn.Module, optimizer: Any, state: dict[str, Any], run: StageRun) -> Path:
     """A checkpoint under `checkpoints/`, by the main process with what all hold; older ones go."""
     path = run.run_dir / "checkpoints" / f"{state['stage']}-step-{state['step']:06d}"
     # A power cut must not take lines of steps that the checkpoint has behind it.
-    durable.sync_those_there(run.metrics.path, run.run_dir / SKIPPED)
+    durable.sync_those_there(run.metrics.path, run.run_dir / SKIPPED, run.run_dir / NON_FINITE)
     inner = getattr(optimizer, "optimizer", optimizer)
     checkpoints.save_checkpoint(path, trained, inner, state, run.accelerator)
     if run.accelerator.is_main_process:

@@ -21,6 +21,7 @@ VOLATILE = (
     "images_per_second",
     "peak_bytes",
     "mfu",
+    "probe_seconds",
 )
 
 

@@ -44,14 +44,22 @@ class StageModule(nn.Module):
         self.head = SupervisedHead(model.get_output_embeddings())
         self.contrastive = ContrastiveHead() if "contrastive" in self.weights else None
 
-    def forward(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        """Each objective's (sum of losses, weight) on a batch that is on the model's device."""
+    def forward(self, batch: Batch, by_row: bool = False) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each objective's (sum of losses, weight) on a batch that is on the model's device.
+
+        Args:
+            batch: The rows.
+            by_row: Give both numbers of `next_token` for each of `batch.sample_ids`, and no other objective;
+                without gradient.
+        """
         images = self._features(batch)
         # A process whose rows have no image must still touch the parameters that other processes' images do.
         features = images or self.blank_features()
         losses = {}
         if "next_token" in self.weights:
             losses["next_token"] = self._next_token(batch, images, features)
+        if by_row:
+            return {"next_token": self._by_row(batch)}
         if self.contrastive is not None:
             losses["contrastive"] = self._contrastive(batch, features)
         return losses
@@ -95,6 +103,15 @@ class StageModule(nn.Module):
             batch.weights_BL,
         )
         return sum(untouched, loss), weight
+
+    def _by_row(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The losses that the head has kept, and their weights, of each of `batch.sample_ids`."""
+        assert batch.labels_BL is not None and batch.weights_BL is not None
+        chosen_BL = batch.labels_BL[:, 1:] != IGNORE
+        owner_S = batch.owners_BL[:, 1:][chosen_BL]
+        losses_S, weights_S = self.head.losses_S, batch.weights_BL[:, 1:][chosen_BL].float()
+        zeros = losses_S.new_zeros(len(batch.sample_ids))
+        return zeros.index_add(0, owner_S, losses_S), zeros.index_add(0, owner_S, weights_S)
 
     def _contrastive(self, batch: Batch, features: list[VisionFeatures]) -> tuple[Tensor, Tensor]:
         """Each sample's first image against the captions of the batch; zero where no image has a caption."""

@@ -27,9 +27,14 @@ def total_steps(stage: Stage, samples: int) -> int:
     return max(1, math.ceil(stage.epochs * samples / stage.batch_size))
 
 
+def warmup_steps(stage: Stage, steps: int) -> int:
+    """Steps of the warmup of a stage with that many steps."""
+    return int(stage.warmup if stage.warmup >= 1 else stage.warmup * steps)
+
+
 def lr_factor(stage: Stage, step: int, steps: int) -> float:
     """Factor of every learning rate at `step` (0-based): linear warmup, then the schedule down to zero."""
-    warmup = int(stage.warmup if stage.warmup >= 1 else stage.warmup * steps)
+    warmup = warmup_steps(stage, steps)
     if step < warmup:
         return (step + 1) / warmup
     if stage.schedule == "constant":
