@@ -89,7 +89,8 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
     steps = total_steps(stage, epoch_length(data.samples))
     meter = StepMeter(trained, data, run.accelerator)
     wrapped, optimizer = run.accelerator.prepare(trained, optimizer)
-    facts, state = {"stage": stage.name, "steps": steps, "samples": len(data.samples)}, {"step": 0}
+    facts = {"stage": stage.name, "steps": steps, "samples": len(data.samples)}
+    state: dict[str, Any] = {"step": 0}
     if resume:
         state = checkpoints.load_checkpoint(resume, trained, optimizer, facts, run.accelerator)
         if run.accelerator.is_main_process:
