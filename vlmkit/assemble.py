@@ -12,6 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import PreTrainedModel
 
 from vlmkit import llm
+from vlmkit.apart import keeps_apart
 from vlmkit.config import VLMConfig, connector_class
 from vlmkit.data.collate import TextRules
 from vlmkit.data.formats import DATA_FORMATS, with_check
@@ -99,6 +100,7 @@ def text_rules(stage: Stage, prompt: str, processor: Processor) -> TextRules:
         image_token_id=processor.image_token_id,
         eos_weight=stage.eos_weight,
         pack=stage.pack,
+        pack_length=stage.pack_length,
         max_length=stage.max_length,
         questions=processor.connector.reads_text,
     )
@@ -235,15 +237,11 @@ def check_fit(recipe: Recipe, model: VLM) -> None:
     """Refuse stages that the model cannot run, before any step is taken.
 
     Raises:
-        UsageError: The contrastive objective without a retrieval space and text tower of equal width, or one
-            copy of the images for several questions with a connector that reads the question.
+        UsageError: The contrastive objective without a retrieval space and text tower of equal width, or
+            packed rows with an objective, a connector or a language model that they do not work with.
     """
     for stage in recipe.stages:
-        if stage.pack == "prefix" and model.connector.reads_text:
-            raise UsageError(
-                f"stage {stage.name!r}: its image tokens depend on the question, so several questions cannot "
-                "share them; use pack: none"
-            )
+        _check_packing(stage, model)
         if any(OBJECTIVES[name].captions for name in objective_weights(stage.objective)):
             encoder = model.vision_encoder
             if not encoder.embed_dim or encoder.text_tower_ref is None:
@@ -257,3 +255,27 @@ def check_fit(recipe: Recipe, model: VLM) -> None:
                     f"the encoder's embed_dim is {encoder.embed_dim} and its text tower gives "
                     f"{encoder.text_tower().embed_dim}; make them equal"
                 )
+
+
+def _check_packing(stage: Stage, model: VLM) -> None:
+    """Refuse packed rows that would not be worth what they are alone."""
+    name, wanted = f"stage {stage.name!r}", []
+    if stage.pack == "prefix":
+        wanted.append(("pack: none", 3))
+    if stage.pack_length is not None:
+        wanted.append(("pack_length: null", 0))
+        if not any(OBJECTIVES[o].tokens for o in objective_weights(stage.objective)):
+            raise UsageError(
+                f"{name}: pack_length lays rows of text together, and {stage.objective} has none"
+            )
+    for without, shared in wanted:
+        if model.connector.reads_text:
+            raise UsageError(
+                f"{name}: its image tokens depend on the question, and a row has one question; use {without}"
+            )
+        if not keeps_apart(model, shared):
+            family = model.config.text_config.model_type
+            raise UsageError(
+                f"{name}: this {family} model passes on what it read across the mask of packed rows, so a "
+                f"sample would see others; use {without}"
+            )

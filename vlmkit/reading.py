@@ -88,6 +88,7 @@ class Reading:
         image_sizes: Tensor | None,
         question_ids: Tensor | None = None,
         before: Sight | None = None,
+        segments: Tensor | None = None,
     ) -> Read:
         """What the language model gets: text with its images.
 
@@ -97,6 +98,7 @@ class Reading:
             image_sizes: (B, K, 3).
             question_ids: (B, Q), -1 is padding; for connectors that read the question.
             before: What the text in the cache saw.
+            segments: (B, L) which sample's row a token belongs to; None where each row is one sample's.
 
         Raises:
             VlmkitError: Placeholders and image tokens (or, where an image has one marker, images) of a row
@@ -113,7 +115,7 @@ class Reading:
         self._check_counts(places_BL.sum(1).tolist(), given)
         if injection is not None:
             marked_BLD = embeds_BLD + places_BL.unsqueeze(-1) * injection.marker_D
-            return Read(marked_BLD.to(embeds_BLD), see(injection, places_BL, rows, before))
+            return Read(marked_BLD.to(embeds_BLD), see(injection, places_BL, rows, before, segments))
         if features is None:
             return Read(embeds_BLD)
         tokens_ND = torch.cat([run for row in rows for run in row])

@@ -164,6 +164,8 @@ class Stage(Frozen):
         clip: Largest norm of the gradient.
         betas: AdamW's, each at least 0 and below 1.
         pack: `prefix` puts all conversations of a sample behind one copy of its images.
+        pack_length: Rows of a micro-batch, of whichever samples, are laid one after another into rows of at
+            most so many tokens, each as if it were alone; a longer one stays alone.
         group: `modality_length`: batches of one modality (images, or text alone) and similar length.
         prompt: Prompt format of this stage; the model's by default.
         eos_weight: Loss weight of the end token of an answer.
@@ -190,6 +192,7 @@ class Stage(Frozen):
     clip: float = Field(1.0, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     pack: Literal["none", "prefix"] = "none"
+    pack_length: int | None = Field(None, ge=1)
     group: Literal["none", "modality_length"] = "none"
     prompt: str | None = None
     eos_weight: float = Field(1.0, ge=0)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from vlmkit.errors import VlmkitError
@@ -45,13 +46,15 @@ class Windows:
         stop = length + 1
         return Windows(self.first_BL[:, :stop], self.stop_BL[:, :stop], self.marker_BL[:, :stop])
 
-    def then(self, marker_BL: Tensor, run: bool) -> Windows:
+    def then(self, marker_BL: Tensor, run: bool, segments_BL: Tensor | None = None) -> Windows:
         """With further text.
 
         Args:
             marker_BL: bool; the further tokens that are markers.
             run: Whether all images count whose markers stand side by side, up to the token itself; else the
                 last one.
+            segments_BL: Which sample's row a token belongs to: it sees no image of another's. None where each
+                row is one sample's.
         """
         stop_BL = self.stop_BL[:, -1:] + marker_BL.long().cumsum(1)
         first_BL = (stop_BL - 1).clamp(min=0)
@@ -59,6 +62,8 @@ class Windows:
             starts_BL = marker_BL & ~torch.cat([self.marker_BL[:, -1:], marker_BL[:, :-1]], dim=1)
             first_BL = torch.where(starts_BL, first_BL, 0).cummax(1).values
             first_BL = torch.maximum(first_BL, self.first_BL[:, -1:])
+        if segments_BL is not None:
+            first_BL = torch.maximum(first_BL, _before_segment(marker_BL, segments_BL))
         new = ((self.first_BL, first_BL), (self.stop_BL, stop_BL), (self.marker_BL, marker_BL))
         return Windows(*(torch.cat(parts, dim=1) for parts in new))
 
@@ -67,6 +72,13 @@ class Windows:
         """Of no text."""
         none_B1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
         return cls(none_B1, none_B1, none_B1.bool())
+
+
+def _before_segment(marker_BL: Tensor, segments_BL: Tensor) -> Tensor:
+    """(B, L): how many markers come before the segment that a token belongs to."""
+    before_BL = marker_BL.long().cumsum(1) - marker_BL.long()
+    starts_BL = F.pad(segments_BL[:, 1:] != segments_BL[:, :-1], (1, 0))
+    return torch.where(starts_BL, before_BL, 0).cummax(1).values
 
 
 @dataclass(frozen=True)
@@ -124,6 +136,7 @@ def see(
     marker_BL: Tensor,
     images: Sequence[Sequence[Tensor]],
     before: Sight | None = None,
+    segments_BL: Tensor | None = None,
 ) -> Sight:
     """What text tokens see of the images whose markers came before them, or are themselves.
 
@@ -132,9 +145,10 @@ def see(
         marker_BL: bool; the text tokens that mark an image, as many in a row as it has images.
         images: Tokens (N, W) of the new images of each row.
         before: Of the text in the cache.
+        segments_BL: Which sample's row a token belongs to; None where each row is one sample's.
     """
     windows = before.windows if before else Windows.start(len(marker_BL), marker_BL.device)
-    later, new = windows.then(marker_BL, injection.sees_run), marker_BL.shape[1]
+    later, new = windows.then(marker_BL, injection.sees_run, segments_BL), marker_BL.shape[1]
     if before is not None and not any(images):
         return replace(before, windows=later, new=new)
     known: Rows = before.images if before else ((),) * len(images)

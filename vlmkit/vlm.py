@@ -18,11 +18,13 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from vlmkit import inference
 from vlmkit.budget import Budget, SizedImage
 from vlmkit.config import VLMConfig, build_connector, build_encoder
-from vlmkit.data.masks import additive, branch_mask
+from vlmkit.data.masks import additive, branch_mask, segment_bounds
 from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.inject import inject, seeing
+from vlmkit.llm.attend import SEGMENTED
+from vlmkit.llm.windows import layer_masks
 from vlmkit.messages import ImageSource
 from vlmkit.objectives import token_loss
 from vlmkit.processor import Processor
@@ -160,32 +162,46 @@ class VLM(Reading, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """Set the language model's head."""
         self.language_model.set_output_embeddings(new_embeddings)
 
-    def decode(self, read: Read, branches: Tensor | None, **kwargs: Any) -> CausalLMOutputWithPast:
+    def decode(
+        self, read: Read, branches: Tensor | None, segments: Tensor | None = None, **kwargs: Any
+    ) -> CausalLMOutputWithPast:
         """Run the language model.
 
         Args:
             read: Embeddings of text and images, and what blocks inside the language model see.
             branches: (B, L) restricts attention to a packed row's own branch; needs `position_ids`.
+            segments: (B, L) restricts attention to a sample's own part of a row of several; needs `branches`.
             **kwargs: For the language model.
 
         Raises:
             UsageError: Packed rows with an attention that takes no mask of that form.
         """
         if branches is not None:
-            assert kwargs.get("position_ids") is not None, "a branch's positions restart at the prefix"
-            attention = self.language_model.config._attn_implementation
-            if attention not in ("sdpa", "eager"):
-                raise UsageError(f"packed rows do not work with {attention!r} attention; use sdpa or eager")
-            mask_B1LL = branch_mask(branches)
-            # Eager attention adds the mask, and would silently misread a boolean one.
-            mask = mask_B1LL if attention == "sdpa" else additive(mask_B1LL, read.embeds_BLD.dtype)
-            kwargs["attention_mask"] = mask
+            kwargs |= self._attention(branches, segments, kwargs.get("position_ids"), read.embeds_BLD.dtype)
         injection, sight = self.injection, read.sight
         with seeing(injection, sight) if injection and sight else nullcontext():
             output: CausalLMOutputWithPast = self.language_model(inputs_embeds=read.embeds_BLD, **kwargs)
         if sight and output.past_key_values is not None:
             keep(output.past_key_values, sight)
         return output
+
+    def _attention(
+        self, branches: Tensor, segments: Tensor | None, positions: Tensor | None, dtype: torch.dtype
+    ) -> dict[str, Any]:
+        """What tells the language model's layers which token may look at which."""
+        assert positions is not None, "a branch's positions restart at the prefix, a segment's at 0"
+        config = self.language_model.config
+        attention = config._attn_implementation
+        if attention not in ("sdpa", "eager", SEGMENTED):
+            raise UsageError(f"packed rows do not work with {attention!r} attention; use sdpa or eager")
+        mask: Any = layer_masks(config, branch_mask(branches, segments), positions)
+        if attention == "eager":
+            # It adds the mask, and would silently misread a boolean one.
+            by_kind = isinstance(mask, dict)
+            mask = {k: additive(m, dtype) for k, m in mask.items()} if by_kind else additive(mask, dtype)
+        if attention == SEGMENTED and segments is not None:
+            return {"attention_mask": mask, "segment_bounds": segment_bounds(segments)}
+        return {"attention_mask": mask}
 
     def forward(
         self,
@@ -198,6 +214,7 @@ class VLM(Reading, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         past_key_values: Any = None,
         question_ids: Tensor | None = None,
         branches: Tensor | None = None,
+        segments: Tensor | None = None,
         labels: Tensor | None = None,
         loss_weights: Tensor | None = None,
         **kwargs: Any,
@@ -215,6 +232,7 @@ class VLM(Reading, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             past_key_values: What is cached; image placeholders need the pixels of their images with them.
             question_ids: (B, Q) tokens of each row's first question, -1 is padding, where connectors read it.
             branches: (B, L) branch of each token in prefix-packed rows: 0 the prefix, -1 padding.
+            segments: (B, L) which sample's row a token belongs to, in rows of several; -1 padding.
             labels: (B, L), unshifted, -100 where nothing is supervised; gives a `loss`.
             loss_weights: (B, L) weight of each label; 1 where absent.
             **kwargs: For the language model: `use_cache`, `logits_to_keep`, ...
@@ -229,11 +247,11 @@ class VLM(Reading, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             features = None
             if pixel_values is not None and image_sizes is not None:
                 features = self.encode_images(pixel_values, image_sizes)
-            read = self.read(given, features, image_sizes, question_ids, before)
+            read = self.read(given, features, image_sizes, question_ids, before, segments)
         kept = {"position_ids": position_ids, "past_key_values": past_key_values}
         if attention_mask is not None:
             kept["attention_mask"] = attention_mask
-        output = self.decode(read, branches, **kept, **kwargs)
+        output = self.decode(read, branches, segments, **kept, **kwargs)
         if labels is not None:
             if loss_weights is None:
                 loss_weights = torch.ones_like(labels, dtype=torch.float32)

@@ -34,13 +34,15 @@ class Batch:
     Text tensors are None where the stage needs no text, image tensors where no row has an image.
 
     Attributes:
-        sample_ids: The sample of each row.
-        captions: The captions of each row's sample.
+        sample_ids: The sample of each row; where rows hold several, those of each, one after another.
+        captions: The captions of each of these.
         input_ids_BL: int64, padded on the right.
         labels_BL: int64, unshifted: the token itself where it is supervised, else -100.
         weights_BL: float32 loss weights.
         positions_BL: int64, position of a token in its own conversation.
         branches_BL: int64, 0 prefix, k >= 1 the k-th conversation of a packed row, -1 padding.
+        segments_BL: int64, which sample's row a token belongs to, from 0 in each row, -1 padding; None where
+            each row is one sample's.
         question_ids_BQ: int64, tokens of each row's first question, -1 is padding; None where the connector
             does not read questions.
         pixel_values: float32 (B, P), normalised: for each encoder, for each image, for each of its views the
@@ -48,6 +50,8 @@ class Batch:
             is padded: `image_sizes` and the encoders' specs say where each lies.
         image_sizes: int64 (B, K, 3), width and height of each image in pixels and the level of its layout
             (see `VisionSpec.at`); 0 on padding.
+        image_counts: Images of each in `sample_ids`, whose images lie in their row one after another; None
+            where each row is one sample's.
         skipped: Samples that were left out of the step; with its first micro-batch.
     """
 
@@ -58,9 +62,11 @@ class Batch:
     weights_BL: Tensor | None = None
     positions_BL: Tensor | None = None
     branches_BL: Tensor | None = None
+    segments_BL: Tensor | None = None
     question_ids_BQ: Tensor | None = None
     pixel_values: Tensor | None = None
     image_sizes: Tensor | None = None
+    image_counts: tuple[int, ...] | None = None
     skipped: tuple[Skipped, ...] = ()
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
@@ -99,6 +105,18 @@ def row_images(
     for (spec, image, (_, _, level)), start, stop in zip(parts, [0, *stops], stops):
         spec.preprocess_into(pixels[start:stop], image, level)
     return RowImages(pixels, tuple(sizes))
+
+
+def join_images(rows: Sequence[RowImages], specs: Sequence[VisionSpec]) -> RowImages:
+    """The images of several rows as those of one: for each encoder, those of each row in turn."""
+    if len(rows) == 1:
+        return rows[0]
+    parts: list[list[Pixels]] = []
+    for row in rows:
+        stops = list(accumulate(sum(numbers_of(spec, size) for size in row.sizes) for spec in specs))
+        parts.append(np.split(row.pixels, stops[:-1]))
+    pixels = np.concatenate([part for of_encoder in zip(*parts, strict=True) for part in of_encoder])
+    return RowImages(pixels, tuple(size for row in rows for size in row.sizes))
 
 
 def image_tensors(rows: Sequence[RowImages]) -> dict[str, Tensor]:
@@ -155,7 +173,11 @@ def numbers_of(spec: VisionSpec, image: SizedImage) -> int:
 
 
 def text_tensors(rows: Sequence[PackedRow], pad_id: int) -> dict[str, Tensor]:
-    """The text tensors of `Batch`, padded on the right."""
+    """The text tensors of `Batch`, padded on the right; segments only where a row has several."""
+    segments = {}
+    if any(row.segments for row in rows):
+        own = [row.segments or (0,) * len(row.ids) for row in rows]
+        segments["segments_BL"] = _padded(own, PADDING)
     labels = [[i if w else IGNORE for i, w in zip(row.ids, row.weights)] for row in rows]
     return {
         "input_ids_BL": _padded([row.ids for row in rows], pad_id),
@@ -163,6 +185,7 @@ def text_tensors(rows: Sequence[PackedRow], pad_id: int) -> dict[str, Tensor]:
         "weights_BL": _padded([row.weights for row in rows], 0.0),
         "positions_BL": _padded([row.positions for row in rows], 0),
         "branches_BL": _padded([row.branches for row in rows], PADDING),
+        **segments,
     }
 
 

@@ -12,8 +12,17 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vlmkit.budget import Fit, SizedImage, unlimited
-from vlmkit.data.batch import Batch, RowImages, image_tensors, question_tensor, row_images, text_tensors
+from vlmkit.data.batch import (
+    Batch,
+    RowImages,
+    image_tensors,
+    join_images,
+    question_tensor,
+    row_images,
+    text_tensors,
+)
 from vlmkit.data.known_rows import KnownRows
+from vlmkit.data.long_rows import first_fit, join_rows
 from vlmkit.data.pack import PackedRow, pack_prefix
 from vlmkit.data.problems import TokenBudgetError, TooLongError
 from vlmkit.data.prompts import PromptFormat
@@ -47,7 +56,9 @@ class TextRules:
         pack: `none`: each conversation is a row with its own copy of the images. `prefix`: all conversations
             of a sample share a row, see `pack_prefix`; where the images do not all lie in the shared prefix
             (each must be in the row once) the sample is stored as with `none`.
-        max_length: Longest row in tokens; a longer one is an error.
+        pack_length: Rows of a micro-batch are laid one after another into rows of at most so many tokens; a
+            longer one stays alone. None for a row each.
+        max_length: Longest row in tokens, before rows come together; a longer one is an error.
         questions: Whether the connector reads the question, which is then given on its own.
         known: Rows that were tokenised before by these rules.
     """
@@ -58,12 +69,14 @@ class TextRules:
     image_token_id: int
     eos_weight: float = 1.0
     pack: Literal["none", "prefix"] = "none"
+    pack_length: int | None = None
     max_length: int | None = None
     questions: bool = False
     known: KnownRows = field(default_factory=KnownRows, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        assert not self.questions or self.pack == "none", "check_fit refuses it: a row has one question"
+        alone = self.pack == "none" and self.pack_length is None
+        assert not self.questions or alone, "check_fit refuses it: a row has one question"
         if self.tokenizer.pad_token_id is None:
             raise UsageError("the tokenizer has no padding token; set tokenizer.pad_token")
 
@@ -127,8 +140,15 @@ class Collator:
     def batch(self, items: Sequence[Prepared]) -> Batch:
         """Samples together."""
         copied = [item for item in items for _ in range(1 if self.text is None else len(item.rows))]
-        rows = [row for item in items for row in item.rows]
-        tensors: dict[str, Any] = image_tensors([item.images for item in copied])
+        rows, images = [row for item in items for row in item.rows], [item.images for item in copied]
+        tensors: dict[str, Any] = {}
+        if self.text is not None and self.text.pack_length is not None:
+            groups = first_fit([len(row.ids) for row in rows], self.text.pack_length)
+            copied = [copied[i] for group in groups for i in group]
+            rows = [join_rows([rows[i] for i in group]) for group in groups]
+            images = [join_images([images[i] for i in group], self.specs) for group in groups]
+            tensors["image_counts"] = tuple(len(item.images.sizes) for item in copied)
+        tensors |= image_tensors(images)
         if self.text is not None:
             tensors |= text_tensors(rows, self.text.tokenizer.pad_token_id)
         if self.text is not None and self.text.questions:

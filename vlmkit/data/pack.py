@@ -21,15 +21,18 @@ class PackedRow:
         weights: Loss weights; 0 = not supervised.
         positions: Position of each token within its own conversation.
         branches: 0 for the shared prefix, k >= 1 for the k-th conversation's rest.
+        segments: Which of the rows that were laid into this one, from 0; empty where it is one row alone.
     """
 
     ids: tuple[int, ...]
     weights: tuple[float, ...]
     positions: tuple[int, ...]
     branches: tuple[int, ...]
+    segments: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.ids) == len(self.weights) == len(self.positions) == len(self.branches)
+        assert len(self.segments) in (0, len(self.ids))
 
 
 def pack_prefix(rows: Sequence[TokenRow]) -> PackedRow:

@@ -83,7 +83,7 @@ def make_subjects(recipe: Recipe, limit: int | None, fetch: bool, notes: list[st
     ]
     if recipe.evaluate is not None:
         data = opened[recipe.evaluate.data.model_dump_json()]
-        asked = recipe.stages[-1].model_copy(update={"pack": "none", "max_length": None})
+        asked = recipe.stages[-1].model_copy(update={"pack": "none", "pack_length": None, "max_length": None})
         subjects.append(
             Subject(EVALUATE, data, processor, text_rules(asked, recipe.model.prompt, processor), False)
         )

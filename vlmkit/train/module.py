@@ -85,17 +85,19 @@ class StageModule(nn.Module):
         if images is None:
             read = self.vlm.read_blank(ids_BL, features, self._dummy_image()[1], questions_BQ)
         else:
-            read = self.vlm.read(ids_BL, images, batch.image_sizes, questions_BQ)
+            read = self.vlm.read(ids_BL, images, batch.image_sizes, questions_BQ, segments=batch.segments_BL)
         # Not every image has the tokens that layouts and marks write: another process's may.
         untouched = [0.0 * token_D.sum() for token_D in self.vlm.splice.parameters()]
         placed = {"position_ids": batch.positions_BL, "use_cache": False}
         loss, weight = self.head.loss(
-            lambda: self.vlm.decode(read, batch.branches_BL, **placed), batch.labels_BL, batch.weights_BL
+            lambda: self.vlm.decode(read, batch.branches_BL, batch.segments_BL, **placed),
+            batch.labels_BL,
+            batch.weights_BL,
         )
         return sum(untouched, loss), weight
 
     def _contrastive(self, batch: Batch, features: list[VisionFeatures]) -> tuple[Tensor, Tensor]:
-        """Each row's first image against the captions of the batch; zero where no image has a caption."""
+        """Each sample's first image against the captions of the batch; zero where no image has a caption."""
         pooled_IE = features[0].pooled_BE
         assert self.contrastive is not None
         assert pooled_IE is not None, "check_fit refuses encoders without a retrieval space"
@@ -159,9 +161,9 @@ def batch_weight(objective: str, batch: Batch) -> float:
 
 
 def captioned_rows(batch: Batch) -> tuple[list[int], list[int]]:
-    """Rows that have an image and a caption, and the number of each one's first image in the batch."""
+    """Rows of samples that have an image and a caption, and each one's first image's number in the batch."""
     if batch.image_sizes is None:
         return [], []
-    images = [len(row) for row in listed_images(batch.image_sizes)]
+    images = batch.image_counts or [len(row) for row in listed_images(batch.image_sizes)]
     rows = [row for row, own in enumerate(batch.captions) if own and images[row]]
     return rows, [sum(images[:row]) for row in rows]

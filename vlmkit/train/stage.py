@@ -11,6 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from vlmkit.errors import MissingExtraError, UsageError
+from vlmkit.llm.attend import attend_in_segments
 from vlmkit.quantize import parameter_size
 from vlmkit.recipe import Lora, PartName, Stage
 from vlmkit.train.qlora import is_four_bit, merge_four_bits
@@ -59,6 +60,7 @@ def apply_stage(model: VLM, stage: Stage) -> list[PartRow]:
     """Freeze and unfreeze parts, put LoRA in; returns the table of what trains."""
     rows = []
     model.requires_grad_(False)
+    attend_in_segments(model.language_model, stage.pack_length is not None)
     if stage.gradient_checkpointing:
         recompute_activations(model.language_model, True)
         for encoder in model.encoders if "encoder" in stage.train else ():
@@ -134,6 +136,7 @@ def finish_stage(model: VLM) -> None:
     if merge is not None:
         four_bit = is_four_bit(model.language_model)
         model.language_model = merge_four_bits(model.language_model) if four_bit else merge()
+    attend_in_segments(model.language_model, False)
     for module in (model.language_model, *filter(None, map(recomputing, model.encoders))):
         recompute_activations(module, False)
     for parameter in model.parameters():
