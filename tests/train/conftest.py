@@ -64,9 +64,8 @@ def run_steps(tmp_path):
 
     def run(model, stage, samples, text=True):
         p = model.processor
-        rules = TextRules(
-            p.tokenizer, PROMPTS["chat_template"], p.count_fitted, p.image_token_id, pack=stage.pack
-        )
+        packing = {"pack": stage.pack, "pack_length": stage.pack_length}
+        rules = TextRules(p.tokenizer, PROMPTS["chat_template"], p.count_fitted, p.image_token_id, **packing)
         data = StageData(samples, Collator(p.specs, rules if text else None), seed=0)
         apply_stage(model, stage)
         metrics = MetricsFile(tmp_path / "metrics.jsonl")

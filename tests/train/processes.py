@@ -100,7 +100,7 @@ def run_job(recipe, job, folder):
     module = StageModule(model, stage)
     freeze_unreached(module, rows)
     p = model.processor
-    asks = {"pack": stage.pack, "questions": p.connector.reads_text}
+    asks = {"pack": stage.pack, "pack_length": stage.pack_length, "questions": p.connector.reads_text}
     rules = TextRules(p.tokenizer, PROMPTS["chat_template"], p.count_fitted, p.image_token_id, **asks)
     data = StageData(samples(), Collator(p.specs, rules), seed=0)
     metrics = MetricsFile(into / "metrics.jsonl", accelerator.is_main_process)

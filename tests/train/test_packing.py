@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vlmkit.data import collate as collate_module
 from vlmkit.data.collate import Collator, TextRules
+from vlmkit.data.long_rows import first_fit
 from vlmkit.data.masks import branch_mask
 from vlmkit.data.prompts import PROMPTS
 from vlmkit.llm.attend import SEGMENTED, attend_in_segments
@@ -28,7 +30,7 @@ MODELS = {
     "gemma2 with a window": {"llm": "gemma2", "llm_options": WINDOW},
     "two encoders": {"encoder": VIT, "second": {**VIT, "patch_size": 8}},
     "gated cross-attention": {"connector": {"type": "gated_cross_attention", "pool": None, "heads": 2}},
-    "mllama": {"connector": {"type": "mllama", "pool": None, "heads": 2}},
+    "mllama": {"connector": {"type": "mllama", "pool": None, "heads": 2, "every": 1}},
 }
 
 
@@ -110,15 +112,13 @@ def logits(model, batch):
         return model.decode(read, batch.branches_BL, segments, **placed).logits
 
 
-def others(packed, number):
-    """Where a packed batch holds tokens of samples but the n-th."""
-    starts = [0]
-    for row_L in packed.segments_BL:
-        starts.append(starts[-1] + int(row_L.max()) + 1)
-    row = next(r for r in range(len(starts) - 1) if starts[r] <= number < starts[r + 1])
-    chosen_BL = packed.segments_BL >= 0
-    chosen_BL[row] &= packed.segments_BL[row] != number - starts[row]
-    return chosen_BL
+def own_tokens(packed, name):
+    """(B, L): True at the tokens of a sample, in whichever segments they are."""
+    names, found_BL = iter(packed.sample_ids), torch.zeros_like(packed.segments_BL, dtype=torch.bool)
+    for row, own_L in enumerate(packed.segments_BL):
+        for segment in range(int(own_L.max()) + 1):
+            found_BL[row] |= (own_L == segment) & (next(names) == name)
+    return found_BL
 
 
 @pytest.mark.parametrize("on", [False, True])
@@ -127,38 +127,25 @@ def others(packed, number):
 def test_what_a_sample_says_and_shows_changes_no_other_one(
     build, make_sample, mixed, collate, name, pack, on
 ):
-    """Each word and image of each sample in turn: the others' logits are the same, bit for bit."""
+    """The words of each sample in turn, then its images: the others' logits are the same, bit for bit."""
     model = build(name)
     attend_in_segments(model.language_model, on)
-    packed = collate(model, mixed, pack=pack, pack_length=400)
-    assert len(packed.input_ids_BL) == (2 if pack == "none" else 1)
-    before = logits(model, packed)
-    for number, name in enumerate(packed.sample_ids):
-        place = next(i for i, sample in enumerate(mixed) if sample.id == name)
-        old = mixed[place]
-        other = make_sample(f"other {name}", len(old.images), ("is", "is"))
-        # Images alone, then words of the same number.
-        for changed in (replace(old, images=other.images), reworded(old)):
-            again = collate(model, [*mixed[:place], changed, *mixed[place + 1 :]], pack=pack, pack_length=400)
-            after = logits(model, again)
-            chosen_BL = others(packed, number)
-            if pack == "none":
-                for twin, same in enumerate(packed.sample_ids):
-                    if same == name:
-                        chosen_BL &= others(packed, twin)
-            assert chosen_BL.any() and torch.equal(before[chosen_BL], after[chosen_BL])
-            if changed.images != old.images or changed.conversations != old.conversations:
-                assert (before - after).abs().max() > 1e-3
-
-
-def reworded(sample):
-    """With each word of its questions and answers in another's place."""
-    words = lambda text: " ".join(["red", "no", "blue", "two"][len(w) % 4] for w in text.split())  # noqa: E731
-    conversations = tuple(
-        tuple(replace(m, parts=tuple(words(p) if isinstance(p, str) else p for p in m.parts)) for m in c)
-        for c in sample.conversations
-    )
-    return replace(sample, conversations=conversations)
+    rows = {"pack": pack, "pack_length": 500}
+    packed = collate(model, mixed, **rows)
+    assert len(packed.input_ids_BL) == 1
+    before, image = logits(model, packed), model.config.image_token_id
+    for place, sample in enumerate(mixed):
+        own_BL = own_tokens(packed, sample.id)
+        ids_BL = packed.input_ids_BL.clone()
+        ids_BL[own_BL & (ids_BL != image)] = 5 + place
+        changes = [replace(packed, input_ids_BL=ids_BL)]
+        if sample.images:
+            shown = replace(sample, images=make_sample("other", len(sample.images)).images)
+            changes.append(collate(model, [*mixed[:place], shown, *mixed[place + 1 :]], **rows))
+        for changed in changes:
+            after = logits(model, changed)
+            assert torch.equal(before[~own_BL], after[~own_BL])
+            assert (before[own_BL] - after[own_BL]).abs().max() > 1e-3
 
 
 MISTAKES = {
@@ -228,10 +215,11 @@ def test_micro_batches_and_processes_change_nothing(build, make_stage, mixed, on
         assert other[1:4] == pytest.approx(found[0][1:4]) and gap(found[0][4], other[4]) <= 1e-6
 
 
-def test_a_run_in_longer_rows_is_the_run(build, make_stage, mixed, run_steps):
+def test_a_run_in_longer_rows_is_the_run(build, make_stage, mixed, run_steps, monkeypatch):
     """Through the loop, with LoRA: losses, tokens and images of each step, and attention as it was after."""
     lora = {"llm": {"lr": 1e-3, "lora": {"r": 2}}, "connector": {"lr": 1e-3}}
-    found = {}
+    found, groups = {}, []
+    monkeypatch.setattr(collate_module, "first_fit", lambda *a: groups.append(first_fit(*a)) or groups[-1])
     for room in (None, ROOM):
         model = build("llama")
         stage = make_stage(
@@ -248,6 +236,7 @@ def test_a_run_in_longer_rows_is_the_run(build, make_stage, mixed, run_steps):
         assert kind == ("sdpa" if room is None else SEGMENTED)
         finish_stage(model)
         assert model.language_model.config._attn_implementation == "sdpa"
+    assert len(groups) == 6 and any(len(group) > 1 for own in groups for group in own)
     for plain, packed in zip(found[None], found[ROOM], strict=True):
         assert packed["loss"] == pytest.approx(plain["loss"], abs=1e-5)
         assert (packed["tokens"], packed["images"]) == (plain["tokens"], plain["images"])
