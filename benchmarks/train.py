@@ -20,7 +20,14 @@ from pathlib import Path
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "train.md"
 BATCH, WARM_UP, REFERENCE = 8, 5, "transformers"
-SIDES = ("transformers", "transformers, rows reversed", "transformers, grouped", "vlmkit", "vlmkit, grouped")
+SIDES = (
+    "transformers",
+    "transformers, rows reversed",
+    "transformers, grouped",
+    "vlmkit",
+    "vlmkit, grouped",
+    "vlmkit, packed",
+)
 SAME_ORDER = ("transformers, rows reversed", "vlmkit", "vlmkit, packed")
 HEAD = (
     "side", "samples/s", "samples per CPU s", "ratio, wall", "ratio, CPU", "peak MB", "ratio, peak",
