@@ -1,4 +1,4 @@
-"""Sliding and chunked attention in packed rows: logits are those that the model gives each conversation alone."""
+"""Sliding and chunked attention: a packed conversation has the logits that the model gives it alone."""
 
 import pytest
 import torch

@@ -86,6 +86,7 @@ def test_everything_matters_to_a_next_token_stage(key_of, stages):
         "weights of the language model": {"change": nudge("language_model.model.norm.weight")},
         "language model": {"llm_options": {"rms_norm_eps": 1e-5}},
         "prompt": {"stages": [{**both[0], "prompt": "vicuna_v1"}, both[1]]},
+        "rows": {"stages": [{**both[0], "pack_length": 64}, both[1]]},
         "chat template": {"change": lambda m: setattr(m.processor.tokenizer, "chat_template", "x")},
     }
     found = {

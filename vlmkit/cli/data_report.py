@@ -77,6 +77,10 @@ def _lengths(stage: StageFindings, lengths: Counter[int], console: Console) -> N
     for start, end, rows in bars:
         bar = "█" * round(BAR * rows / tallest) or ("▏" if rows else "")
         _say(console, f"  {start:>{wide},} - {end:>{wide},}  {bar} {rows:,}")
+    if stage.pack_length is not None:
+        above = sum(rows for length, rows in lengths.items() if length > stage.pack_length)
+        together = f"pack_length {stage.pack_length:,}: training lays rows of a micro-batch together"
+        _say(console, f"{together}; {above:,} {'is' if above == 1 else 'are'} longer and stay alone")
 
 
 def _listed(listed: Mapping[str, Listed], where: str, colour: str, console: Console) -> None:

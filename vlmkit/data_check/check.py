@@ -26,6 +26,7 @@ class StageFindings:
         data: Type of its data block.
         max_length: Longest row in tokens that is allowed; None for any.
         pack: How rows are packed; None for objectives without text.
+        pack_length: Most tokens of rows that are laid together; None where they are not.
         captions: Whether an objective reads captions.
         refused: Why training refuses its data as a whole, e.g. a missing file; empty where it does not.
         sources: By name.
@@ -35,6 +36,7 @@ class StageFindings:
     data: str
     max_length: int | None
     pack: str | None
+    pack_length: int | None
     captions: bool
     refused: str
     sources: dict[str, Findings] = field(default_factory=dict)
@@ -46,7 +48,7 @@ class StageFindings:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        head = {name: getattr(self, name) for name in ("name", "data", "pack", "max_length")}
+        head = {name: getattr(self, name) for name in ("name", "data", "pack", "pack_length", "max_length")}
         sources = {name: source.as_dict() for name, source in self.sources.items()}
         return {**head, "refused": self.refused or None, "problems": self.found, "sources": sources}
 
@@ -123,8 +125,10 @@ def _stage(
     subject: Subject, data: Sequence[DataSet], images: Images, workers: int, progress: Progress
 ) -> StageFindings:
     rules, own = subject.rules, subject.data
-    longest, pack = (rules.max_length, rules.pack) if rules is not None else (None, None)
-    found = StageFindings(subject.name, own.block.type, longest, pack, subject.captions, own.closed)
+    longest, pack, room = (None, None, None)
+    if rules is not None:
+        longest, pack, room = rules.max_length, rules.pack, rules.pack_length
+    found = StageFindings(subject.name, own.block.type, longest, pack, room, subject.captions, own.closed)
     work = CheckRows(subject, next(i for i, other in enumerate(data) if other is own), images)
     positions = range(len(own.numbers))
     what = f"tokens of {subject.name}"

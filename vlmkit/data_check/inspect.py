@@ -181,7 +181,8 @@ def _about(subject: Subject) -> str:
     if rules is None:
         return f"{about}, captions only"
     longest = f", max_length {rules.max_length:,}" if rules.max_length else ""
-    return f"{about}, pack {rules.pack}{longest}"
+    together = f", pack_length {rules.pack_length:,} (shown apart)" if rules.pack_length else ""
+    return f"{about}, pack {rules.pack}{together}{longest}"
 
 
 def _sample(subject: Subject, number: int) -> ShownSample:
