@@ -237,6 +237,6 @@ SIDES = {
 }
 
 if __name__ == "__main__":
-    name, folder, steps = sys.argv[1:]
+    name, folder, steps, file = sys.argv[1:]
     report = SIDES[name](Path(folder), int(steps))
-    (Path(folder) / "report.json").write_text(json.dumps(report))
+    Path(file).write_text(json.dumps(report))
