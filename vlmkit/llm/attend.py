@@ -64,11 +64,12 @@ def segment_attention(
         return found
     assert attention_mask is not None
     # Split once, not sliced: the backward pass of a slice fills the whole tensor with zeros for each.
-    own_rows = zip(*(tensor.split(1) for tensor in given), strict=True)
+    own_rows = zip(*(torch.split(tensor, 1) for tensor in given), strict=True)
     rows, length = [], query_BHLE.shape[2]
     for row, (own, bounds) in enumerate(zip(own_rows, segment_bounds, strict=True)):
         lengths = [stop - start for start, stop in bounds]
-        split = zip(*(tensor.split([*lengths, length - sum(lengths)], 2) for tensor in own), strict=True)
+        lengths.append(length - sum(lengths))
+        split = zip(*(torch.split(tensor, lengths, 2) for tensor in own), strict=True)
         parts = []
         for (start, stop), segment in zip(bounds, split):
             mask = attention_mask[row : row + 1, :, start:stop, start:stop]
