@@ -9,11 +9,11 @@ from accelerate import Accelerator
 from vlmkit.assemble import assemble
 from vlmkit.share import keys
 from vlmkit.share.stages import StageWork, stage_key
-from vlmkit.train.loop import StageRun
 from vlmkit.train.metrics import MetricsFile, Silent
 from vlmkit.train.module import StageModule
 from vlmkit.train.run import _stage_data
 from vlmkit.train.stage import apply_stage
+from vlmkit.train.stage_run import StageRun
 
 
 class Texts:

@@ -14,9 +14,9 @@ import torch
 
 from vlmkit.errors import VlmkitError
 from vlmkit.share.lock import one_at_a_time
-from vlmkit.train.loop import Interrupted
 from vlmkit.train.metrics import Silent, read_metrics
 from vlmkit.train.run import train_recipe
+from vlmkit.train.stage_run import Interrupted
 
 # A run in a process of its own, slow enough to be met while it trains its first stage. With `die` it dies
 # while it stores that stage: one file is there, no handler runs.

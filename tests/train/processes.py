@@ -27,12 +27,13 @@ from vlmkit.errors import UsageError
 from vlmkit.recipe import Recipe
 from vlmkit.train import probe
 from vlmkit.train.distribute import make_accelerator, whole
-from vlmkit.train.loop import Interrupted, StageRun, run_stage
+from vlmkit.train.loop import run_stage
 from vlmkit.train.metrics import MetricsFile, Silent
 from vlmkit.train.module import StageModule
 from vlmkit.train.reach import freeze_unreached
 from vlmkit.train.schedule import permutation
 from vlmkit.train.stage import apply_stage
+from vlmkit.train.stage_run import Interrupted, StageRun
 from vlmkit.train.steps import StageData
 
 SAMPLES = 8

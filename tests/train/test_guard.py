@@ -17,10 +17,11 @@ from vlmkit.train.blame import rows_of
 from vlmkit.train.checkpoints import latest_checkpoint
 from vlmkit.train.curves import plot_metrics
 from vlmkit.train.guard import MOST_IN_A_ROW, NON_FINITE
-from vlmkit.train.loop import StageRun, run_stage
+from vlmkit.train.loop import run_stage
 from vlmkit.train.metrics import MetricsFile, Silent, read_metrics
 from vlmkit.train.module import StageModule
 from vlmkit.train.stage import apply_stage
+from vlmkit.train.stage_run import StageRun
 from vlmkit.train.steps import StageData
 
 SKIP = {"on_non_finite": "skip"}

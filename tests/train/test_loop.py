@@ -10,13 +10,14 @@ from accelerate import Accelerator
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.train import precision
 from vlmkit.train.guard import Guard
-from vlmkit.train.loop import StageRun, _step
 from vlmkit.train.meters import StepMeter
 from vlmkit.train.metrics import MetricsFile, Silent, read_metrics
 from vlmkit.train.module import StageModule, batch_weight
 from vlmkit.train.run import train_recipe
 from vlmkit.train.stage import apply_stage
+from vlmkit.train.stage_run import StageRun
 from vlmkit.train.steps import StageData, Steps
+from vlmkit.train.take_step import take_step
 
 
 def mean_loss(module, batch):
@@ -86,7 +87,7 @@ def step_gradients(model, stage, data, tmp_path):
     run = StageRun(tmp_path, Accelerator(), MetricsFile(tmp_path / "m"), Silent(), stage.clip)
     batches = Steps(stage, data, 0, 1)[0]
     recorder, meter = Recorder(module, stage), StepMeter(module, data, run.accelerator)
-    return _step(module, recorder, meter, batches, run, Guard(stage, run, 0)), recorder.seen, len(batches)
+    return take_step(module, recorder, meter, batches, run, Guard(stage, run, 0)), recorder.seen, len(batches)
 
 
 def test_micro_batches_give_the_gradients_of_the_whole_batch(

@@ -16,12 +16,13 @@ from vlmkit.data.sample import IMAGE, Message, Sample, open_image
 from vlmkit.recipe import Recipe
 from vlmkit.train import probe, verdict
 from vlmkit.train.checkpoints import latest_checkpoint
-from vlmkit.train.loop import StageRun, run_stage
+from vlmkit.train.loop import run_stage
 from vlmkit.train.metrics import MetricsFile, Silent, read_metrics
 from vlmkit.train.module import StageModule
 from vlmkit.train.probe import FEWEST_SAMPLES, Probe
 from vlmkit.train.probe_samples import GREY, VERSIONS, choose_rows, next_image
 from vlmkit.train.stage import apply_stage
+from vlmkit.train.stage_run import StageRun
 from vlmkit.train.steps import StageData
 from vlmkit.train.verdict import Finding, Verdict
 

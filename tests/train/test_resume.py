@@ -16,9 +16,9 @@ from vlmkit.cli import main
 from vlmkit.errors import UsageError
 from vlmkit.recipe import load_recipe
 from vlmkit.train.checkpoints import latest_checkpoint
-from vlmkit.train.loop import Interrupted
 from vlmkit.train.metrics import Silent, read_metrics, repeatable
 from vlmkit.train.run import train_recipe
+from vlmkit.train.stage_run import Interrupted
 
 STEPS = 6
 RECIPE = {

@@ -12,9 +12,9 @@ import yaml
 from vlmkit.cli import main
 from vlmkit.errors import UsageError
 from vlmkit.recipe import load_recipe
-from vlmkit.train.loop import Interrupted
 from vlmkit.train.metrics import MetricsFile, Silent, read_metrics
 from vlmkit.train.run import train_recipe
+from vlmkit.train.stage_run import Interrupted
 from vlmkit.train.trackers import KNOWN, Tracked, flat
 
 STAGES = [{"name": "first", "steps": 2}, {"name": "second", "steps": 3, "checkpoint_every": 1}]

@@ -58,9 +58,9 @@ def run(args: argparse.Namespace) -> int:
     from vlmkit.cli.console import TrainConsole
     from vlmkit.tiny import tiny_runs
     from vlmkit.train.distribute import process_state
-    from vlmkit.train.loop import Interrupted
     from vlmkit.train.restore import rewind
     from vlmkit.train.run import train_recipe
+    from vlmkit.train.stage_run import Interrupted
 
     *before, last = tiny_runs(recipe) if args.tiny else [recipe]
     with TrainConsole() as console:

@@ -23,9 +23,9 @@ from vlmkit.share import keys
 from vlmkit.share.features import StoredFeatures
 from vlmkit.train import checkpoints
 from vlmkit.train.intact import DamagedError
-from vlmkit.train.loop import StageRun
 from vlmkit.train.metrics import read_metrics
 from vlmkit.train.module import StageModule
+from vlmkit.train.stage_run import StageRun
 from vlmkit.train.steps import StageData
 
 # Settings that change no number: the samples themselves are in the key, not where they come from.

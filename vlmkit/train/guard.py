@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,9 +16,7 @@ from vlmkit.recipe import Stage
 from vlmkit.train.blame import Blame, find_blame
 from vlmkit.train.distribute import of_every_process
 from vlmkit.train.metrics import MetricsFile, read_metrics
-
-if TYPE_CHECKING:
-    from vlmkit.train.loop import StageRun
+from vlmkit.train.stage_run import StageRun
 
 # Beside metrics.jsonl.
 NON_FINITE = "non_finite.jsonl"

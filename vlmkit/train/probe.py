@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -11,11 +11,9 @@ from vlmkit.objectives import objective_weights
 from vlmkit.recipe import Stage
 from vlmkit.train.distribute import of_every_process, reshard
 from vlmkit.train.probe_samples import VERSIONS, ProbeRows, choose_rows
+from vlmkit.train.stage_run import StageRun
 from vlmkit.train.steps import StageData
 from vlmkit.train.verdict import Finding, Verdict
-
-if TYPE_CHECKING:
-    from vlmkit.train.loop import StageRun
 
 # Looked for at most and at least, and found at least.
 MOST_SAMPLES = 32

@@ -30,13 +30,14 @@ from vlmkit.train.curves import plot_metrics
 from vlmkit.train.distribute import home_device, make_accelerator, own_randomness, process_state
 from vlmkit.train.intact import is_hashed, read_state
 from vlmkit.train.lock import LOCK, locked
-from vlmkit.train.loop import StageRun, run_stage
+from vlmkit.train.loop import run_stage
 from vlmkit.train.metrics import MetricsFile, Reporter, Silent, require_plots
 from vlmkit.train.module import StageModule
 from vlmkit.train.precision import mixed_precision
 from vlmkit.train.reach import freeze_unreached
 from vlmkit.train.restore import last_checkpoint
 from vlmkit.train.stage import apply_stage, finish_stage
+from vlmkit.train.stage_run import StageRun
 from vlmkit.train.steps import StageData
 from vlmkit.train.trackers import Tracked, require_trackers
 from vlmkit.vlm import VLM
