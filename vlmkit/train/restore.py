@@ -10,6 +10,7 @@ from vlmkit.errors import UsageError, VlmkitError, unknown_name
 from vlmkit.recipe import Recipe
 from vlmkit.train import checkpoints
 from vlmkit.train.distribute import process_state
+from vlmkit.train.guard import NON_FINITE
 from vlmkit.train.intact import is_checkpoint, read_state, stage_and_step
 from vlmkit.train.lock import locked
 from vlmkit.train.metrics import MetricsFile, Reporter
@@ -73,7 +74,7 @@ def _rewind(run_dir: Path, name: str, reporter: Reporter) -> None:
     checkpoint.write_json(run_dir / checkpoint.MANIFEST, manifest)
     for later in again:
         kept = step if later == stage else 0
-        for file in ("metrics.jsonl", SKIPPED):
+        for file in ("metrics.jsonl", SKIPPED, NON_FINITE):
             MetricsFile(run_dir / file).rewind(later, kept)
         for path in checkpoints.of_stage(run_dir, later):
             if stage_and_step(path.name) > (later, kept):
