@@ -74,13 +74,11 @@ def test_each_kind_of_problem_is_found_once_with_its_id(recipe, bad):
     report, stages = checked(recipe(bad, max_length=60, prompt="vicuna_v1"))
     (source,) = stages["only"].values()
     found = {kind: listed.ids for kind, listed in source.problems.items()}
-    unread = found.pop("malformed"), found.pop("image_slots")
-    assert unread == (["malformed", "llava_json row 10"], ["llava_json row 5"])
+    assert found.pop("malformed") == ["malformed", "row 10"]
     # An empty answer is supervised through its end token in this format.
     assert found == {kind: [kind] for kind in found}
     assert set(found) == set(PROBLEMS) - {
         "malformed",
-        "image_slots",
         "unknown_word",
         "token_budget",
         "unsupervised",
@@ -275,3 +273,6 @@ def test_the_inspect_command_writes_a_page_and_fails_where_a_shown_sample_does(
     assert main(["data", "inspect", written(bad), "-n", "99"]) == 1
     said = capsys.readouterr().out
     assert "a dog" in said and "gone.png does not exist" in said
+    for name in ("row 10", "image_slots"):
+        assert main(["data", "inspect", written(bad), "--id", name]) == 1
+        assert capsys.readouterr().out.splitlines()[2].startswith(f"{name} (llava_json)")

@@ -107,6 +107,21 @@ def test_what_a_sample_is_made_of(tmp_path):
         assert g.conversations[0][1].text == "so"
 
 
+def test_an_image_of_another_use_is_shown_to_nobody_unasked(tmp_path):
+    files = [("2.jpg", png(1, "jpeg")), ("2.seg.png", png(2)), ("2.txt", b"a dot")]
+    path = shard(tmp_path / "a.tar", files)
+    with pytest.raises(VlmkitError, match=r"a\.tar, member 2\.seg\.png: .*images: \[seg\.png\]"):
+        webdataset(path)
+    with pytest.raises(VlmkitError, match=r"member 2\.seg\.png"):
+        _ = webdataset(path, check=False)[0]
+    for asked, shown in ((["jpg"], ["2.jpg"]), (["seg.png"], ["2.seg.png"]), ([".JPG", "seg.png"], None)):
+        (sample,) = webdataset(path, images=asked)
+        assert [image.name for image in sample.images] == (shown or ["2.jpg", "2.seg.png"])
+    numbers = [("a.0.png", png(1)), ("a.1.png", png(2)), ("a.0.seg.png", png(3)), ("a.txt", b"a dot")]
+    (sample,) = webdataset(shard(tmp_path / "b.tar", numbers), images=["png"])
+    assert red(sample) == [1, 2]
+
+
 def test_files_of_a_sample_may_lie_apart(tmp_path):
     files = [(f"{i}.png", png(i)) for i in range(3)] + [(f"{i}.txt", b"dot") for i in (2, 0, 1)]
     assert [red(s) for s in webdataset(shard(tmp_path / "a.tar", files))] == [[0], [1], [2]]
@@ -210,6 +225,7 @@ def test_a_damaged_header_is_no_end(tmp_path):
     [
         ([("a.png", b"x"), ("a.txt", b"x"), ("b.png", b"x")], "1 of 2 samples have neither .* first is 'b'"),
         ([("a.png", b"x"), ("a.txt", b" \n")], r"a\.tar/a has neither a conversation nor a caption"),
+        ([("a.png", b"x"), ("a.txt", "café".encode("latin-1"))], r"a\.tar, member a\.txt is not UTF-8 text"),
         ([("a.txt", b"dot")], r"a\.tar/a has no image for its caption"),
         ([("a.json", b"{")], r"a\.tar, member a\.json is not JSON"),
         ([("a.json", b"3")], r"member a\.json: an object or a list is needed, found int"),

@@ -18,7 +18,7 @@ class Problem:
 
     Attributes:
         kind: A name from `PROBLEMS`.
-        id: Of the sample, or where its row is.
+        id: Of the sample; of a row that cannot be read, what `row_name` says.
         message: What was found and what to do.
     """
 

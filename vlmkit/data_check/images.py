@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlmkit.data.problems import kind_of
-from vlmkit.data.sample import FileSlice, ImageSource, open_image
+from vlmkit.data.sample import FileSlice, ImageSource, open_image, read_row
 from vlmkit.data_check.parallel import Progress, in_chunks
-from vlmkit.data_check.subject import DataSet, read
+from vlmkit.data_check.subject import DataSet
 from vlmkit.errors import VlmkitError
 
 KEY = 16
@@ -120,7 +120,7 @@ def _keys(data: DataSet, numbers: Sequence[int]) -> tuple[list[int], bytes]:
     counts: list[int] = []
     keys = bytearray()
     for number in numbers:
-        sample, _ = read(data.samples.__getitem__, number)
+        sample = read_row(data.samples, number).sample
         images = sample.images if sample else ()
         counts.append(len(images))
         for image in images:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlmkit.data.formats.files import check_any, check_limit
 from vlmkit.data.formats.hf_rows import Columns, read_sample
-from vlmkit.data.formats.lazy import LazySamples
+from vlmkit.data.formats.lazy import LazySamples, own_id
 from vlmkit.data.sample import Sample
 from vlmkit.errors import MissingExtraError, UsageError, VlmkitError, unknown_name
 
@@ -105,6 +105,10 @@ class HfSamples(LazySamples):
         """The sample of a row."""
         row = self.rows[number].to_pylist()[0]
         return read_sample(row, f"{self.origin} row {number}", self.columns)
+
+    def name(self, number: int) -> str:
+        """The id in its row."""
+        return own_id(self.rows[number].to_pylist()[0]) or super().name(number)
 
 
 def _load(path: str, split: str, name: str | None, streaming: bool) -> Any:
