@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from vlmkit.assemble import assemble
+from vlmkit.cli import main
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.train import checkpoints, intact
 from vlmkit.train.intact import DamagedError
@@ -252,6 +253,16 @@ class TestResumeFrom:
         assert len(list((run / "checkpoints").iterdir())) == 3, "nothing was set aside"
         rewind(run, "two-step-0", reporter)
         assert json.loads((run / "vlmkit.json").read_text())["stages_done"] == ["one"]
+
+    def test_a_refusal_comes_before_anything_is_taken_out_of_the_way(self, recipe, tmp_path, capsys):
+        """The run was taken back first, and then refused for its recipe."""
+        file = tmp_path / "recipe.yaml"
+        file.write_text(json.dumps(recipe.model_dump(mode="json")))
+        before = {p: p.read_bytes() for p in sorted(recipe.run_dir.rglob("*")) if p.is_file()}
+        wrong = ["--resume-from", "one-step-000002", "seed=5"]
+        assert main(["train", str(file), *wrong]) == 2
+        assert "made by another recipe (differs in: seed)" in capsys.readouterr().err
+        assert {p: p.read_bytes() for p in sorted(recipe.run_dir.rglob("*")) if p.is_file()} == before
 
     def test_a_finished_run_has_nothing_to_resume(self, recipe):
         train_recipe(recipe, resume=True)

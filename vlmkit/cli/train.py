@@ -59,12 +59,17 @@ def run(args: argparse.Namespace) -> int:
     from vlmkit.tiny import tiny_runs
     from vlmkit.train.distribute import process_state
     from vlmkit.train.restore import rewind
-    from vlmkit.train.run import train_recipe
+    from vlmkit.train.run import look_for_run, train_recipe
     from vlmkit.train.stage_run import Interrupted
+    from vlmkit.train.trackers import require_trackers
 
     *before, last = tiny_runs(recipe) if args.tiny else [recipe]
     with TrainConsole() as console:
         try:
+            if args.resume_from is not None:
+                # Going back takes things out of the way: nothing may refuse the run after it.
+                require_trackers(last.trackers)
+                look_for_run(last, resume=True)
             for source in before:
                 train_recipe(source, True, console)
             if args.resume_from is not None:

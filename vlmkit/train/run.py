@@ -98,12 +98,12 @@ def train_recipe(
 
 def _alone(recipe: Recipe, resume: bool, make_shared: MakeShared, reporter: Reporter) -> TrainedRun:
     """Run a recipe while no other process trains into its directory."""
-    manifest = _look_for_run(recipe, resume)
+    manifest = look_for_run(recipe, resume)
     with ExitStack() as held:
         if manifest is not None:
             held.enter_context(locked(recipe.run_dir, reporter))
             # Another process may have written until now.
-            manifest = _look_for_run(recipe, resume)
+            manifest = look_for_run(recipe, resume)
         return _train(recipe, manifest, held, make_shared, reporter)
 
 
@@ -184,8 +184,13 @@ def _train(
     return _evaluated(recipe, model, manifest, reporter)
 
 
-def _look_for_run(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
-    """The manifest of the run that is to be resumed, None for a new run; refuses to write over another."""
+def look_for_run(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
+    """The manifest of the run that is to be resumed, None for a new run; changes nothing.
+
+    Raises:
+        UsageError: The run directory holds something else, a run of another recipe, or one and `resume` is
+            not set.
+    """
     run_dir = recipe.run_dir
     if not (run_dir / checkpoint.MANIFEST).exists():
         if run_dir.exists() and any(p.name not in BEFORE_A_RUN for p in run_dir.iterdir()):
