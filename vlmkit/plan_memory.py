@@ -53,7 +53,8 @@ class Memory:
 def estimate(recipe: Recipe, stage: Stage, model: VLM) -> Memory:
     """Memory of a stage that has been applied to a model, which may be on the meta device.
 
-    Every process holds the whole model (nothing is sharded), with P parameters of which T train:
+    As with one device or DDP every process holds the whole model, with P parameters of which T train; FSDP2's
+    shares are not counted:
 
     - weights 4 P: parameters are held in float32; those of 4-bit layers take 0.52 bytes each;
     - gradients 4 T, AdamW 8 T;
