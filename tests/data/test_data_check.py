@@ -75,15 +75,13 @@ def test_each_kind_of_problem_is_found_once_with_its_id(recipe, bad):
     (source,) = stages["only"].values()
     found = {kind: listed.ids for kind, listed in source.problems.items()}
     assert found.pop("malformed") == ["malformed", "row 10"]
-    # An empty answer is supervised through its end token in this format.
     assert found == {kind: [kind] for kind in found}
     assert set(found) == set(PROBLEMS) - {
         "malformed",
         "unknown_word",
         "token_budget",
-        "unsupervised",
     }
-    assert source.samples == 11 and source.rows == 3 and report.found == 8
+    assert source.samples == 11 and source.rows == 2 and report.found == 9
     assert "'image_slots'" in source.problems["image_slots"].first[0].message
     assert str(60) in source.problems["too_long"].first[0].message
 
@@ -241,7 +239,7 @@ def written(recipe, bad, tmp_path):
 def test_the_command_says_what_is_wrong_and_its_exit_code(written, bad, tmp_path, capsys):
     assert main(["data", "check", written(bad), "--workers", "0", "--json", str(tmp_path / "out.json")]) == 1
     said = capsys.readouterr().out
-    assert "gone.png does not exist" in said and "7 problems found" in said
+    assert "gone.png does not exist" in said and "8 problems found" in said
     stored = json.loads((tmp_path / "out.json").read_text())
     (source,) = stored["stages"][0]["sources"].values()
     assert stored["clean"] is False and source["problems"]["image_missing"]["ids"] == ["image_missing"]

@@ -167,6 +167,16 @@ def test_other_errors(tmp_path, monkeypatch):
         table(tmp_path / "bad.parquet")
 
 
+@pytest.mark.parametrize("name", ["../../../etc/hostname", "/etc/hostname"])
+def test_no_path_leads_out_of_the_folder_of_images(name, tmp_path):
+    path = written(tmp_path / "t.csv", [{"image": name, "question": "what?", "answer": "a dot"}])
+    with pytest.raises(VlmkitError, match=r"t\.csv row 0, field 'images\[0\]': .*hostname' leads out of"):
+        table(path, image_folder=tmp_path)
+    assert [str(image) for image in table(path)[0].images] == [name], (
+        "without a folder a path is what it says"
+    )
+
+
 def test_the_csv_modules_limit_is_as_it_was(tmp_path):
     before = csv.field_size_limit()
     table(place("csv", tmp_path), image_folder=tmp_path)

@@ -48,7 +48,8 @@ def hf_dataset(
         streaming: Read the first `limit` rows without the rest.
         images: Column of the images, one or a list a row; null for text only.
         text: Column of the conversation; by default `messages`, `conversations` or `texts`.
-        image_folder: What image paths are relative to.
+        image_folder: What image paths are relative to; none leads out of it, but for whole paths that the
+            feature `Image` of `datasets` holds.
         min_ratings: Keep the rows whose every turn has at least these ratings, `{relevance: 4}` for the
             column `relevance_ratings` (FineVision has four such, with 1 to 5 a turn). A turn without passes.
         limit: Use the first so many rows, of those that are kept.
@@ -75,7 +76,9 @@ def hf_dataset(
     elif limit is not None and limit < len(rows):
         rows = rows.select(range(limit))
     check_any(rows, f"{path} ({split})")
-    columns = Columns(_text_column(rows[0].column_names, text, path), images, Path(image_folder))
+    columns = Columns(
+        _text_column(rows[0].column_names, text, path), images, Path(image_folder) if image_folder else None
+    )
     if images is not None and images not in rows[0].column_names:
         raise unknown_name(f"column of {path} (images: null is for text only)", images, rows[0].column_names)
     samples = HfSamples(rows, columns, f"{path} {split}")
@@ -173,6 +176,12 @@ def _text_column(columns: Sequence[str], wanted: str | None, path: str) -> str:
             raise unknown_name(f"column of {path}", wanted, columns)
         return wanted
     found = [column for column in TEXT_COLUMNS if column in columns]
+    if not found and {"prompt", "completion"} <= set(columns):
+        raise UsageError(
+            f"{path}: columns of prompt and completion are not read; write one of both: "
+            "data.map(lambda row: {'messages': row['prompt'] + row['completion']}) where they hold turns, "
+            "{'texts': [{'user': row['prompt'], 'assistant': row['completion']}]} where they hold text"
+        )
     if len(found) != 1:
         raise UsageError(
             f"{path} has {' and '.join(found) or 'none'} of the columns {', '.join(TEXT_COLUMNS)} "

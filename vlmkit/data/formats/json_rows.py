@@ -82,18 +82,6 @@ class JsonRows:
         return place, _object(self.stamp.span(start, end), place)
 
 
-def iter_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """Each row with its place, read once.
-
-    Raises:
-        VlmkitError: See `JsonRows`.
-    """
-    word = "line" if _is_lines(path) else "row"
-    with _open(path) as file:
-        for found in _rows(path, file):
-            yield f"{path} {word} {found.number}", found.row
-
-
 def _is_lines(path: Path) -> bool:
     return path.suffix.lower() == ".jsonl"
 

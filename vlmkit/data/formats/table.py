@@ -29,14 +29,14 @@ class TableColumns:
         question: None where the answer is a caption.
         answer: What is learnt.
         messages: A whole conversation instead of question and answer.
-        folder: What image paths are relative to.
+        folder: What image paths are relative to; None for paths as they are.
     """
 
     image: tuple[str, ...]
     question: str | None
     answer: str
     messages: str | None
-    folder: Path
+    folder: Path | None
 
     @property
     def names(self) -> list[str]:
@@ -72,7 +72,7 @@ def table(
         answer: Column of the answer.
         messages: Column of a conversation, JSON or a list, in a form that `hf_dataset` knows; question and
             answer are not read then.
-        image_folder: What image paths are relative to.
+        image_folder: What image paths are relative to; none leads out of it.
         limit: Use the first so many rows.
         check: Refuse malformed rows at the start; else each is an error when it is reached.
 
@@ -83,7 +83,7 @@ def table(
     """
     check_limit(limit)
     images = () if image is None else (image,) if isinstance(image, str) else tuple(image)
-    columns = TableColumns(images, question, answer, messages, Path(image_folder))
+    columns = TableColumns(images, question, answer, messages, Path(image_folder) if image_folder else None)
     make = partial(_sample, columns=columns)
     suffix = Path(path).suffix.lower()
     rows: Rows

@@ -119,7 +119,7 @@ class TarSamples(LazySamples):
             lacks = "no image for its caption" if caption else "neither a conversation nor a caption"
             raise VlmkitError(f"{place} has {lacks}; add it, or remove the sample")
         talk = said if said is not None else [{"user": "", "assistant": caption}]
-        sample = read_sample({"json": talk, "images": images}, place, Columns("json", "images", Path()))
+        sample = read_sample({"json": talk, "images": images}, place, Columns("json", "images", None))
         return replace(sample, captions=(caption,) if caption else ())
 
     def name(self, number: int) -> str:
