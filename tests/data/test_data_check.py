@@ -94,7 +94,8 @@ def test_an_empty_row_and_an_unknown_word_are_found(recipe, bad, tmp_path, noise
     ]
     asked.write_text(json.dumps(rows))
     weightless = tmp_path / "weightless.json"
-    weightless.write_text(json.dumps([row("unsupervised", "0.png", "<image>what?", "")]))
+    trained = row("trained", "0.png", "<image>what?", "what")
+    weightless.write_text(json.dumps([row("unsupervised", "0.png", "<image>what?", ""), trained]))
     report, stages = checked(
         recipe({**bad, "path": str(weightless)}, {**bad, "path": str(asked)}, eos_weight=0.0)
     )
@@ -248,6 +249,31 @@ def test_the_command_says_what_is_wrong_and_its_exit_code(written, bad, tmp_path
     assert json.loads(capsys.readouterr().out)["clean"] is True
     assert main(["data", "check", written(bad), "--json", str(tmp_path / "no/out.json")]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_what_a_stage_skips_is_no_failure_of_the_check(recipe, bad, tmp_path, capsys):
+    """Exit code 1 says that training would stop: by a stage that skips only where nothing can be used."""
+    path = tmp_path / "recipe.yaml"
+
+    def check(data, evaluate=None, skip=True):
+        policy = {"on_bad_sample": "skip"} if skip else {}
+        path.write_text(json.dumps(recipe(data, evaluate, **policy).model_dump(mode="json")))
+        arguments = ["data", "check", str(path), "--workers", "0", "--json", str(tmp_path / "out.json")]
+        return main(arguments), capsys.readouterr().out, json.loads((tmp_path / "out.json").read_text())
+
+    code, said, stored = check(bad)
+    assert (code, stored["problems"], stored["stops"]) == (0, 8, 0) and stored["clean"] is False
+    assert stored["stages"][0]["on_bad_sample"] == "skip"
+    assert "training skips these (on_bad_sample: skip)" in said
+    assert "8 problems found; training stops at none of them" in said
+    code, said, stored = check(bad, skip=False)
+    assert (code, stored["stops"]) == (1, 8) and "training skips" not in said
+    code, said, stored = check(bad, evaluate=bad)
+    assert (code, stored["stops"]) == (1, 8) and "16 problems found; training stops at 8 of them" in said
+    gone = {**bad, "path": str(tmp_path / "gone.json")}
+    (tmp_path / "gone.json").write_text(json.dumps([row("a", "gone.png", "<image>what?", "a cat")]))
+    code, said, _ = check(gone)
+    assert code == 1 and "none of its samples can be used" in said
 
 
 def test_longer_rows_are_stated_and_samples_shown_apart(tiny_recipe, tmp_path, capsys):

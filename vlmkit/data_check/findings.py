@@ -58,7 +58,7 @@ class Findings:
         images: Uses of images in samples; one image may be used often.
         tokens, image_tokens, supervised: Tokens of all rows.
         lengths: Rows by their number of tokens.
-        problems: What would stop the training, by kind.
+        problems: What would stop the training, or be skipped, by kind.
         notes: What would not, by kind.
     """
 

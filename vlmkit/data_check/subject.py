@@ -51,6 +51,7 @@ class Subject:
         processor: Counts image tokens.
         rules: How conversations become rows; None for objectives without text.
         captions: Whether an objective reads captions.
+        skips: Whether a sample that cannot be used is left out, and stops nothing.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Subject:
     processor: Processor
     rules: TextRules | None
     captions: bool
+    skips: bool = False
 
 
 def make_subjects(recipe: Recipe, limit: int | None, fetch: bool, notes: list[str]) -> list[Subject]:
@@ -112,7 +114,8 @@ def _subject(stage: Stage, recipe: Recipe, data: DataSet, processor: Processor) 
     rules = text_rules(stage, stage.prompt or recipe.model.prompt, processor)
     wants_text = any(objective.tokens for objective in needs)
     captions = any(objective.captions for objective in needs)
-    return Subject(stage.name, data, processor, rules if wants_text else None, captions)
+    skips = stage.on_bad_sample == "skip"
+    return Subject(stage.name, data, processor, rules if wants_text else None, captions, skips)
 
 
 def _open(block: Block, limit: int | None) -> DataSet:
