@@ -3,8 +3,8 @@
     python benchmarks/train.py                       # curves of 200 steps, three timed rounds of 40
     python benchmarks/train.py --steps 30 --rounds 1 # quick
 
-Each side runs in a process of its own, all in turn in each round; prints ratios and writes
-benchmarks/results/train.md. Needs Linux (resident memory is read from /proc).
+Each side runs in a process of its own, all in turn in each round; prints ratios. Without options it also writes
+benchmarks/results/train.md, else what --output names. Needs Linux (resident memory is read from /proc).
 """
 
 import argparse
@@ -123,15 +123,20 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sides", nargs="+", default=SIDES)
     parser.add_argument("--vocabularies", nargs="+", default=["small", "smollm2"])
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--output", type=Path, help="the table (the committed one, where nothing else is set)"
+    )
     options = parser.parse_args()
+    if options == parser.parse_args([]):
+        options.output = RESULTS
     parts = []
     for number, vocabulary in enumerate(options.vocabularies):
         with tempfile.TemporaryDirectory() as folder:
             steps = options.timed if number else options.steps
             parts.append(section(vocabulary, Path(folder), options, steps))
     text = "\n".join([heading(options), *parts])
-    options.output.write_text(text)
+    if options.output is not None:
+        options.output.write_text(text)
     print(text)
 
 

@@ -1,7 +1,8 @@
 """Every image of a recipe's data opened once, however many rows, sources and stages use it.
 
 First the rows are read, and each image gets a key: of its path, of its place in a tar, or of its bytes. Then
-one use of each key is opened. Arrays of 16 bytes a use and 24 an image are what stays in memory.
+one use of each key is opened. What stays in memory are arrays: 8 bytes a sample, 8 a use, 32 an image (by
+their `nbytes`); the keys, 16 bytes a use, are there until they are sorted.
 Shapes: S samples, U uses of images in samples, N distinct images.
 """
 

@@ -21,8 +21,8 @@ from vlmkit.train.adapters import has_adapters
 from vlmkit.train.distribute import process_state
 from vlmkit.train.intact import stage_and_step
 from vlmkit.train.logits import evaluate_exactly, require_same_logits
+from vlmkit.train.merge_rows import merge_rows
 from vlmkit.train.module import StageModule
-from vlmkit.train.probe_rows import probe_rows
 from vlmkit.train.reach import freeze_unreached
 from vlmkit.train.restore import last_checkpoint
 from vlmkit.train.stage import apply_stage, finish_stage
@@ -74,7 +74,7 @@ def merge_run(run: Path, output: Path, name: str | None = None, four_bits: bool 
     _refuse(run, output, quantized and not four_bits)
     model = _trained(run, recipe, chosen)
     adapters = has_adapters(model.language_model)
-    queries, rows = probe_rows(recipe, stage_and_step(chosen.name)[0], model.processor)
+    queries, rows = merge_rows(recipe, stage_and_step(chosen.name)[0], model.processor)
     before = _logits(model, queries)
     # On a GPU the 4-bit layers compute in bfloat16.
     coarse = quantized and model.device.type != "cpu"

@@ -21,7 +21,7 @@ SEEN = 64
 WORDS = 8
 
 
-def probe_rows(recipe: Recipe, stage: str, processor: Processor) -> tuple[list[Query], str]:
+def merge_rows(recipe: Recipe, stage: str, processor: Processor) -> tuple[list[Query], str]:
     """Questions to a model, and in words what they are.
 
     Args:
