@@ -3,8 +3,9 @@
     python benchmarks/train.py                       # curves of 200 steps, three timed rounds of 40
     python benchmarks/train.py --steps 30 --rounds 1 # quick
 
-Each side runs in a process of its own, all in turn in each round; prints ratios. Without options it also writes
-benchmarks/results/train.md, else what --output names. Needs Linux (resident memory is read from /proc).
+Each side runs in a process of its own, all in turn in each round; prints ratios. Without options it also
+writes benchmarks/results/train.md, else what --output names. Needs Linux (resident memory is read from
+/proc).
 """
 
 import argparse
@@ -123,9 +124,7 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sides", nargs="+", default=SIDES)
     parser.add_argument("--vocabularies", nargs="+", default=["small", "smollm2"])
-    parser.add_argument(
-        "--output", type=Path, help="the table (the committed one, where nothing else is set)"
-    )
+    parser.add_argument("--output", type=Path, help="table (the committed one, if nothing is set)")
     options = parser.parse_args()
     if options == parser.parse_args([]):
         options.output = RESULTS
