@@ -340,20 +340,25 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = (), check: BlockChe
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        problems = _messages(error) + problems
+        problems = messages(error) + problems
     if problems:
         lines = "".join(f"\n  {p}" for p in problems)
         raise UsageError(f"{path}: {len(problems)} error{'s' * (len(problems) > 1)}{lines}")
     return recipe
 
 
-def _messages(error: ValidationError) -> list[str]:
-    """Pydantic's findings in one line each: path, what was found, what is possible."""
+def messages(error: ValidationError, whole: type[BaseModel] | None = None) -> list[str]:
+    """Pydantic's findings in one line each: path, what was found, what is possible.
+
+    Args:
+        error: What it found.
+        whole: What the paths begin in; the recipe by default.
+    """
     messages = []
     for problem in error.errors():
         path = ".".join(str(p) for p in problem["loc"] if p != "[key]")
         if problem["type"] == "extra_forbidden":
-            messages.append(f"{path}: unknown key{_nearest(problem['loc'])}")
+            messages.append(f"{path}: unknown key{_nearest(problem['loc'], whole or Recipe)}")
         elif problem["type"] == "missing":
             messages.append(f"{path}: is missing")
         else:
@@ -371,8 +376,8 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 }  # fmt: skip
 
 
-def _nearest(loc: tuple[int | str, ...]) -> str:
-    section = next((_SECTIONS[str(p)] for p in reversed(loc[:-1]) if str(p) in _SECTIONS), Recipe)
+def _nearest(loc: tuple[int | str, ...], whole: type[BaseModel]) -> str:
+    section = next((_SECTIONS[str(p)] for p in reversed(loc[:-1]) if str(p) in _SECTIONS), whole)
     known = sorted(section.model_fields)
     return f"{_hint(loc[-1], known)} (known: {', '.join(known)})"
 
