@@ -264,7 +264,7 @@ def test_what_a_stage_skips_is_no_failure_of_the_check(recipe, bad, tmp_path, ca
     code, said, stored = check(bad)
     assert (code, stored["problems"], stored["stops"]) == (0, 8, 0) and stored["clean"] is False
     assert stored["stages"][0]["on_bad_sample"] == "skip"
-    assert "training skips these (on_bad_sample: skip)" in said
+    assert "training skips these (on_bad_sample: skip)" in said and "\nimages missing: 1\n" in said
     assert "8 problems found; training stops at none of them" in said
     code, said, stored = check(bad, skip=False)
     assert (code, stored["stops"]) == (1, 8) and "training skips" not in said

@@ -157,8 +157,8 @@ def test_missing_paths(tmp_path):
         llava_json(tmp_path / "none.json", tmp_path)
     with pytest.raises(VlmkitError, match="nowhere is not a folder"):
         llava_json(write(tmp_path, ROWS), tmp_path / "nowhere")
-    with pytest.raises(VlmkitError, match="cannot be read as text"):
+    with pytest.raises(VlmkitError, match=r"cannot be read \(Is a directory\); give a JSON or JSONL file"):
         llava_json(tmp_path, tmp_path)
     (tmp_path / "latin.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(VlmkitError, match="cannot be read as text"):
+    with pytest.raises(VlmkitError, match=r"cannot be read \(Is a directory\); give a JSON or JSONL file"):
         llava_json(tmp_path / "latin.json", tmp_path)

@@ -152,7 +152,7 @@ def test_other_errors(tmp_path, monkeypatch):
     (tmp_path / "latin.csv").write_bytes(b"image,question,answer\na,\xff,c\n")
     with pytest.raises(VlmkitError, match=r"latin\.csv is not UTF-8"):
         table(tmp_path / "latin.csv")
-    with pytest.raises(VlmkitError, match=r"none\.csv cannot be read"):
+    with pytest.raises(VlmkitError, match=r"none\.csv does not exist"):
         table(tmp_path / "none.csv")
     with pytest.raises(UsageError, match=r"there is no file .*none\.parquet"):
         table(tmp_path / "none.parquet")

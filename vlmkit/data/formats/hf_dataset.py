@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlmkit.data.formats.files import check_any, check_limit
+from vlmkit.data.formats.files import check_any, check_limit, with_datasets
 from vlmkit.data.formats.hf_rows import Columns, read_sample
 from vlmkit.data.formats.lazy import LazySamples, own_id
 from vlmkit.data.sample import Sample
-from vlmkit.errors import MissingExtraError, UsageError, VlmkitError, unknown_name
+from vlmkit.errors import UsageError, VlmkitError, unknown_name
 
 TEXT_COLUMNS = ("messages", "conversations", "texts")
 RATINGS = "_ratings"
@@ -116,14 +116,10 @@ class HfSamples(LazySamples):
 
 def _load(path: str, split: str, name: str | None, streaming: bool) -> Any:
     """The rows in arrow form, which decodes no image."""
-    try:
-        import datasets
-    except ImportError:
-        raise MissingExtraError("datasets", "train") from None
     place = Path(path).expanduser()
     if path.startswith((".", "/", "~")) and not place.exists():
         raise VlmkitError(f"{path} does not exist; give a folder, a file or a hub id")
-    try:
+    with with_datasets(f"data set {path!r}, split {split!r}") as datasets:
         if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
             rows = _saved(datasets.load_from_disk(str(place)), path, split)
             # A saved table is mapped into memory, which is what streaming is for.
@@ -134,12 +130,7 @@ def _load(path: str, split: str, name: str | None, streaming: bool) -> Any:
                 raise unknown_name("kind of data file", place.suffix, FILES)
             kind, files = FILES[place.suffix], {split: str(place)}
         rows = datasets.load_dataset(kind, name, data_files=files, split=split, streaming=streaming)
-    except VlmkitError:
-        raise
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise VlmkitError(f"data set {path!r}, split {split!r} cannot be loaded: {reason}") from error
-    return rows.with_format("arrow")
+        return rows.with_format("arrow")
 
 
 def _rated(rows: Any, least: dict[str, int], path: str) -> Any:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from vlmkit.data.formats.csv_rows import CsvRows
-from vlmkit.data.formats.files import Row, check_any, check_limit, matching, text_field
+from vlmkit.data.formats.files import Row, check_any, check_limit, matching, text_field, with_datasets
 from vlmkit.data.formats.hf_rows import Columns, read_sample
 from vlmkit.data.formats.lazy import Rows, RowSamples
 from vlmkit.data.sample import Sample
-from vlmkit.errors import MissingExtraError, VlmkitError, unknown_name
+from vlmkit.errors import VlmkitError, unknown_name
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PARQUET = ".parquet"
@@ -160,14 +160,7 @@ class ArrowRows:
 
 
 def _parquet(path: str, limit: int | None) -> ArrowRows:
-    try:
-        import datasets
-    except ImportError:
-        raise MissingExtraError("datasets", "train") from None
-    files = [str(file) for file in matching(path)]
-    try:
+    with with_datasets(path) as datasets:
+        files = [str(file) for file in matching(path)]
         rows = datasets.load_dataset("parquet", data_files=files, split="train").with_format("arrow")
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error.__cause__ or error).strip().partition("\n")[0]
-        raise VlmkitError(f"{path} cannot be loaded: {reason}") from error
     return ArrowRows(rows.select(range(min(limit or len(rows), len(rows)))), path)
