@@ -300,3 +300,13 @@ def test_the_inspect_command_writes_a_page_and_fails_where_a_shown_sample_does(
     for name in ("row 10", "image_slots"):
         assert main(["data", "inspect", written(bad), "--id", name]) == 1
         assert capsys.readouterr().out.splitlines()[2].startswith(f"{name} (llava_json)")
+
+
+def test_a_long_name_of_a_source_is_folded_and_not_cut(written, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "90")
+    name = "".join(f"source{i}_" for i in range(9))
+    source = {"name": name, "data": {"type": "easy_vqa", "limit": 2}}
+    assert main(["data", "check", written({"type": "mixture", "sources": [source]}), "--workers", "0"]) == 0
+    said = capsys.readouterr().out
+    lines = [line.split() for line in said.split("supervised")[1].split("tokens a row")[0].splitlines()]
+    assert "".join(words[0] for words in lines if words and words[0] in name) == name, said
