@@ -201,7 +201,7 @@ def forget(name):
     return {
         "nothing": lambda patch: None,
         "optimiser": lambda patch: patch.setattr(checkpoints, "load_optimizer", lambda *_: None),
-        "random state": lambda patch: patch.setattr(checkpoints, "_set_random_state", lambda *_: None),
+        "random state": lambda patch: patch.setattr(checkpoints, "set_random_state", lambda *_: None),
         "place": lambda patch: patch.setattr(loop, "_batches", _from_the_first(loop._batches)),
     }[name]
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vlmkit.checkpoint import building
 from vlmkit.errors import VlmkitError
+from vlmkit.train.devices import random_state, set_random_state
 from vlmkit.train.distribute import load_optimizer, of_every_process, whole, whole_optimizer
 from vlmkit.train.fit import forms, require_same
 from vlmkit.train.intact import (
@@ -71,7 +72,7 @@ def save_checkpoint(
         if writes:
             tensors[name] = complete.contiguous().cpu()
     moments = whole_optimizer(optimizer, writes)
-    random = of_every_process(_random_state(), accelerator)
+    random = of_every_process(random_state(accelerator.device), accelerator)
     if not writes:
         return
     state = {**state, "optimizer": optimized_names(module, optimizer)}
@@ -122,11 +123,12 @@ def load_checkpoint(
             "use the recipe and the version of vlmkit that it was made by"
         )
     with reading(path, state, OPTIMIZER) as file:
-        load_optimizer(optimizer, torch.load(file, weights_only=True))
+        moments = torch.load(file, map_location="cpu", weights_only=True)
+    load_optimizer(optimizer, moments)
     with reading(path, state, RANDOM) as file:
-        random = torch.load(file, weights_only=True)
+        random = torch.load(file, map_location="cpu", weights_only=True)
     if accelerator.process_index < len(random):
-        _set_random_state(random[accelerator.process_index])
+        set_random_state(random[accelerator.process_index], accelerator.device)
     return state
 
 
@@ -208,16 +210,3 @@ def rotate(run: Path, stage: str, keep: int = KEEP) -> None:
     for end in ("old", "partial"):
         for left in (run / "checkpoints").glob(f"*.{end}"):
             shutil.rmtree(left)
-
-
-def _random_state() -> dict[str, Any]:
-    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def _set_random_state(state: Mapping[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])

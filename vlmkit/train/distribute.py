@@ -101,7 +101,8 @@ def whole_optimizer(optimizer: torch.optim.Optimizer, keep: bool) -> dict[str, A
     for number, values in state["state"].items():
         own[number] = {}
         for name, value in values.items():
-            complete = whole(value).cpu() if isinstance(value, DTensor) else value
+            # On the CPU: a machine with another device, or with none, goes on from it.
+            complete = whole(value).cpu() if isinstance(value, Tensor) else value
             if keep:
                 own[number][name] = complete
     return {**state, "state": own}

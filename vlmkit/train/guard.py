@@ -107,7 +107,11 @@ class Guard:
                 f"{found}{often}; weights are not finite either ({', '.join(names)}): go back to an earlier "
                 "checkpoint, or to other weights"
             )
-        return f"{found}{often}; look at these samples, or lower the learning rate"
+        advice = "look at these samples, or lower the learning rate"
+        if self.stage.on_non_finite == "stop":
+            again = f"stages.{self.stage.name}.on_non_finite=skip --resume"
+            advice += f"; {again} goes on and leaves such steps out"
+        return f"{found}{often}; {advice}"
 
 
 def stored_buffers(module: nn.Module) -> list[Tensor]:

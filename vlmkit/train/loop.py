@@ -23,7 +23,7 @@ from vlmkit.train.meters import StepMeter
 from vlmkit.train.metrics import MetricsFile
 from vlmkit.train.module import StageModule
 from vlmkit.train.probe import Probe
-from vlmkit.train.schedule import epoch_length, lr_factor, total_steps
+from vlmkit.train.schedule import lr_factor, stage_facts
 from vlmkit.train.skipped import SKIPPED, tell_skipped, write_skipped
 from vlmkit.train.stage_run import Interrupted, StageRun, stop_signals
 from vlmkit.train.steps import StageData, Steps
@@ -75,8 +75,8 @@ class StageLoop:
         # Fused: one kernel a parameter in place of ten, and as exact to the bit for any threads and resume.
         optimizer = torch.optim.AdamW(trained.param_groups(stage), betas=stage.betas, fused=True)
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
-        self.steps = total_steps(stage, epoch_length(data.samples))
-        self.facts = {"stage": stage.name, "steps": self.steps, "samples": len(data.samples)}
+        self.facts = stage_facts(stage, data.samples)
+        self.steps: int = self.facts["steps"]
         self.meter = StepMeter(trained, data, run.accelerator)
         self.wrapped, self.optimizer = run.accelerator.prepare(trained, optimizer)
         state: dict[str, Any] = self._restored(resume) if resume else {"step": 0}

@@ -9,6 +9,7 @@ import torch
 
 from vlmkit.objectives import objective_weights
 from vlmkit.recipe import Stage
+from vlmkit.train.devices import same_randomness
 from vlmkit.train.distribute import of_every_process, reshard
 from vlmkit.train.probe_samples import VERSIONS, ProbeRows, choose_rows
 from vlmkit.train.stage_run import StageRun
@@ -90,9 +91,8 @@ class Probe:
     def _losses(self, rows: ProbeRows, wrapped: Any) -> list[tuple[float, ...]]:
         """Losses of each sample of all processes, in the order of `VERSIONS`."""
         wrapped.eval()
-        device = self.accelerator.device
         # A stranger's connector may draw numbers in evaluation, too.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with same_randomness(self.accelerator.device):
             columns = [self._of_version(version, rows, wrapped) for version in VERSIONS]
         wrapped.train()
         reshard(wrapped)

@@ -16,6 +16,8 @@ from vlmkit.train.lock import locked
 from vlmkit.train.metrics import MetricsFile, Reporter
 from vlmkit.train.skipped import SKIPPED
 
+# What has a line for a step, or some, in a run's directory.
+STEP_FILES = ("metrics.jsonl", SKIPPED, NON_FINITE)
 # In `checkpoints/`: what `rewind` has taken out of a run's way.
 ASIDE = "set_aside"
 
@@ -74,7 +76,7 @@ def _rewind(run_dir: Path, name: str, reporter: Reporter) -> None:
     checkpoint.write_json(run_dir / checkpoint.MANIFEST, manifest)
     for later in again:
         kept = step if later == stage else 0
-        for file in ("metrics.jsonl", SKIPPED, NON_FINITE):
+        for file in STEP_FILES:
             MetricsFile(run_dir / file).rewind(later, kept)
         for path in checkpoints.of_stage(run_dir, later):
             if stage_and_step(path.name) > (later, kept):

@@ -36,6 +36,7 @@ from vlmkit.train.module import StageModule
 from vlmkit.train.precision import mixed_precision
 from vlmkit.train.reach import freeze_unreached
 from vlmkit.train.restore import last_checkpoint
+from vlmkit.train.same_run import require_same_run
 from vlmkit.train.stage import apply_stage, finish_stage
 from vlmkit.train.stage_run import StageRun
 from vlmkit.train.steps import StageData
@@ -194,27 +195,17 @@ def _look_for_run(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
     if not resume:
         raise UsageError(f"{run_dir} holds a run already; add --resume, or set output=ANOTHER_DIRECTORY")
     manifest = checkpoint.read_run(run_dir)
-    resolved = recipe.model_dump(mode="json")
-    # Read as a recipe, what an older version wrote has the defaults of keys that it did not know.
-    written = Recipe.model_validate(manifest["recipe"]).model_dump(mode="json")
-    # A run that was moved, is tested on other data or told to others is still the same run.
-    free = ("output", "evaluate", "trackers")
-    changed = sorted(k for k in resolved if k not in free and resolved[k] != written[k])
-    if changed:
-        raise UsageError(
-            f"{run_dir} was made by another recipe (differs in: {', '.join(changed)}); "
-            "resume with the same recipe, or set output=ANOTHER_DIRECTORY"
-        )
+    require_same_run(run_dir, manifest["recipe"], recipe)
     return manifest
 
 
 def _begin_run(recipe: Recipe, manifest: dict[str, Any] | None, write: bool) -> dict[str, Any]:
     """Put manifest and resolved recipe into the run directory, where they are not, and return the manifest.
 
-    A new run's come once the model could be assembled.
+    A new run's come once the model could be assembled. A resumed run's have its stages as they are now.
     """
     run_dir, resolved = recipe.run_dir, recipe.model_dump(mode="json")
-    new = {
+    new: dict[str, Any] = {
         "kind": "vlmkit run",
         "version": vlmkit.__version__,
         "recipe": resolved,
@@ -222,12 +213,15 @@ def _begin_run(recipe: Recipe, manifest: dict[str, Any] | None, write: bool) -> 
         "finished": False,
         "report": None,
     }
-    if write and manifest is None:
-        checkpoint.write_json(run_dir / checkpoint.MANIFEST, new)
+    current = manifest or new
+    current["recipe"] = {**current["recipe"], "stages": resolved["stages"]}
+    if write and (manifest is None or current["recipe"] != checkpoint.read_run(run_dir)["recipe"]):
+        checkpoint.write_json(run_dir / checkpoint.MANIFEST, current)
+    text, file = yaml.safe_dump(current["recipe"], sort_keys=False), run_dir / "recipe.yaml"
     # A kill may have come between the two.
-    if write and not (run_dir / "recipe.yaml").exists():
-        checkpoint.write_text(run_dir / "recipe.yaml", yaml.safe_dump(resolved, sort_keys=False))
-    return manifest or new
+    if write and not (file.exists() and file.read_text(encoding="utf-8") == text):
+        checkpoint.write_text(file, text)
+    return current
 
 
 def _stage_data(recipe: Recipe, stage: Stage, model: VLM, shared: Shared | None = None) -> StageData:
