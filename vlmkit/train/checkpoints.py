@@ -40,11 +40,17 @@ RANDOM = "random.pt"
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
     """What training changes, by name: parameters that train, and stored buffers (of a batch norm, say)."""
     changing = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    for prefix, owner in module.named_modules():
-        for name, buffer in owner.named_buffers(prefix, recurse=False):
-            if name.rpartition(".")[2] not in owner._non_persistent_buffers_set:
-                changing[name] = buffer
-    return changing
+    return changing | stored_buffers(module)
+
+
+def stored_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Buffers that a checkpoint holds, by name: those that training moves are among them."""
+    return {
+        name: buffer
+        for prefix, owner in module.named_modules()
+        for name, buffer in owner.named_buffers(prefix, recurse=False)
+        if name.rpartition(".")[2] not in owner._non_persistent_buffers_set
+    }
 
 
 def save_checkpoint(
@@ -94,19 +100,17 @@ def load_checkpoint(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     facts: Mapping[str, Any],
-    accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """Restore the optimiser and the random state that `save_checkpoint` wrote, and return its state.
+    """Restore the optimiser that `save_checkpoint` wrote, and return its state.
 
-    The trained tensors are restored before, by `load_tensors`: an optimiser of shares needs them cut. A
-    process that the writer did not have keeps the random state it has.
+    The trained tensors are restored before, by `load_tensors`: an optimiser of shares needs them cut. The
+    random state comes after all else that may draw, by `load_random`.
 
     Args:
         path: The checkpoint.
         module: Holds the parameters.
         optimizer: Over them, in the order in which they were when it was written.
         facts: What must be as it was, of the state that was given to `save_checkpoint`.
-        accelerator: The processes; others than those that wrote it may load it.
 
     Raises:
         DamagedError: A file is not what was written.
@@ -125,11 +129,20 @@ def load_checkpoint(
     with reading(path, state, OPTIMIZER) as file:
         moments = torch.load(file, map_location="cpu", weights_only=True)
     load_optimizer(optimizer, moments)
+    return state
+
+
+def load_random(path: Path, accelerator: Accelerator) -> None:
+    """Restore the random state; a process that the writer did not have keeps the one it has.
+
+    Raises:
+        DamagedError: The file is not what was written.
+    """
+    state = read_state(path)
     with reading(path, state, RANDOM) as file:
         random = torch.load(file, map_location="cpu", weights_only=True)
     if accelerator.process_index < len(random):
         set_random_state(random[accelerator.process_index], accelerator.device)
-    return state
 
 
 def load_tensors(path: Path, module: nn.Module) -> None:

@@ -28,7 +28,7 @@ def evaluate_exactly(model: torch.nn.Module) -> None:
 
 
 @torch.no_grad()
-def probe(language_model: Any) -> Tensor:
+def merge_logits(language_model: Any) -> Tensor:
     """Logits (B, L, W) of a language model, with adapters or not, on two short rows of any tokens."""
     training = language_model.training
     evaluate_exactly(language_model)

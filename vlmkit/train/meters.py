@@ -19,7 +19,7 @@ from vlmkit.data.formats.mixture import Mixture
 from vlmkit.objectives import IGNORE
 from vlmkit.train.devices import sum_dtype
 from vlmkit.train.distribute import whole
-from vlmkit.train.flops import StageFlops, has_experts
+from vlmkit.train.flops import StageFlops, has_experts, states_attention
 from vlmkit.train.module import StageModule
 from vlmkit.train.peaks import peak_flops
 from vlmkit.train.steps import StageData
@@ -40,7 +40,8 @@ class StepMeter:
         shares = data.samples.shares if isinstance(data.samples, Mixture) else ()
         self.sources = [share.name for share in shares] if "next_token" in module.weights else []
         self.peak = peak_flops(accelerator.device, accelerator.mixed_precision)
-        known = self.peak is not None and not has_experts(module.vlm.config.text_config)
+        config = module.vlm.config.text_config
+        known = self.peak is not None and states_attention(config) and not has_experts(config)
         self.flops = StageFlops(module) if known else None
         self._clear()
 

@@ -9,7 +9,7 @@ from vlmkit import checkpoint
 from vlmkit.errors import UsageError, VlmkitError, unknown_name
 from vlmkit.recipe import Recipe
 from vlmkit.train import checkpoints
-from vlmkit.train.distribute import process_state
+from vlmkit.train.distribute import in_main_process
 from vlmkit.train.guard import NON_FINITE
 from vlmkit.train.intact import is_checkpoint, read_state, stage_and_step
 from vlmkit.train.lock import locked
@@ -57,11 +57,8 @@ def rewind(run_dir: Path, name: str, reporter: Reporter) -> None:
         UsageError: The run is finished or in use, or there is no such checkpoint.
         DamagedError: The checkpoint is not what was written.
     """
-    state = process_state()
     with locked(run_dir, reporter):
-        if state.is_main_process:
-            _rewind(run_dir, name, reporter)
-    state.wait_for_everyone()
+        in_main_process(lambda: _rewind(run_dir, name, reporter))
 
 
 def _rewind(run_dir: Path, name: str, reporter: Reporter) -> None:

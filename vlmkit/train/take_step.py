@@ -63,8 +63,8 @@ def take_step(
     if passed:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    left_out = {"non_finite": int(not passed)} if guard.stage.on_non_finite == "skip" else {}
-    return {"loss": loss_value, **values, "grad_norm": norm, **left_out}
+    counted = {"non_finite": int(not passed)} if guard.stage.on_non_finite == "skip" else {}
+    return {"loss": loss_value, **values, "grad_norm": norm, **counted}
 
 
 def _global_weights(
