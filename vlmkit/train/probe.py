@@ -47,7 +47,10 @@ class Probe:
         self.accelerator = run.accelerator
         self.reporter = run.reporter
         self.verdict = Verdict(stage, steps, **(state or {}))
+        began = time.perf_counter()
         self.rows = self._rows(data, steps)
+        # Told with the first probe.
+        self.choosing = time.perf_counter() - began
 
     @property
     def state(self) -> dict[str, Any]:
@@ -69,7 +72,8 @@ class Probe:
         if words:
             self.reporter.note(words)
         found = {f"probe/{name}": mean for name, mean in zip(VERSIONS, finding.means, strict=True)}
-        return {**found, "probe_seconds": time.perf_counter() - began}
+        seconds, self.choosing = self.choosing + time.perf_counter() - began, 0.0
+        return {**found, "probe_seconds": seconds}
 
     def _rows(self, data: StageData, steps: int) -> ProbeRows | None:
         """The samples of the probe; None where there is no probe, or nothing to compare."""
