@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlmkit.objectives import IGNORE
 from vlmkit.train.devices import same_randomness
+from vlmkit.train.logits import evaluate_exactly
 
 CHUNK = 1024
 # Of the made-up states: far outside of what a cap lets through as it is.
@@ -107,7 +108,7 @@ def _weighted(logits_SW: Tensor, targets_S: Tensor, weights_S: Tensor) -> tuple[
 def _quiet(head: nn.Module) -> Iterator[None]:
     """Inside, the head and the adapters on it are evaluated; each of its modules is then as it was."""
     training = [(module, module.training) for module in head.modules()]
-    head.eval()
+    evaluate_exactly(head)
     try:
         yield
     finally:
