@@ -7,13 +7,20 @@ Each call waits for the disk: milliseconds, beside what a checkpoint takes to wr
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
 
+# What systems say that cannot sync a folder.
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    """Wait until a file's content, or a folder's list of names, is on the disk.
+
+    Some network file systems do not know how to sync a folder: names are then as safe as these keep them.
+    """
     if sys.platform == "win32" and path.is_dir():
         # Windows opens no folders, and writes their names down in order.
         return
@@ -21,6 +28,9 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

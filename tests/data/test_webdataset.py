@@ -150,6 +150,17 @@ def test_the_index_is_made_once_and_again_for_another_file(tmp_path, monkeypatch
     assert len(webdataset(path)) == 4 and len(built) == 3
 
 
+def test_a_shard_that_is_replaced_while_it_is_in_use_is_refused(tmp_path):
+    """Positions in the old one would give other bytes, or another image of the same size."""
+    samples = webdataset(numbered(tmp_path / "a.tar", range(3)))
+    before = samples[0]
+    numbered(tmp_path / "b.tar", range(3, 6))
+    (tmp_path / "b.tar").replace(tmp_path / "a.tar")
+    for read in (before.open_images, lambda: samples[1].open_images()):
+        with pytest.raises(VlmkitError, match=r"a\.tar was changed while it is in use; start again"):
+            read()
+
+
 def test_a_cache_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("VLMKIT_CACHE", str(tmp_path / "file"))

@@ -7,6 +7,7 @@ job is a fork, so what takes long (importing torch) is done once. Nothing comput
 """
 
 import json
+import math
 import os
 import signal
 import sys
@@ -19,9 +20,12 @@ import peft  # noqa: F401
 import torch
 
 from vlmkit.recipe import load_recipe
+from vlmkit.train import head
+from vlmkit.train.module import StageModule
 from vlmkit.train.run import train_recipe
 
 # What changes which files are there, and under which names; and what waits for the disk.
+POISON = ("json/json1",)
 CALLS = ("mkdir", "replace", "rename", "unlink", "rmdir", "fsync")
 
 
@@ -43,6 +47,20 @@ def die_at(number, count_file):
     for name in CALLS:
         setattr(os, name, counting(getattr(os, name)))
     return lambda: Path(count_file).write_text(str(seen))
+
+
+def hard_to_repeat():
+    """Logits in chunks, as of a large batch; and one sample without a finite loss in a row of several."""
+    head.CHUNK = 4
+    forward = StageModule.forward
+
+    def poisoned(self, batch, by_row=False):
+        losses = forward(self, batch, by_row)
+        if by_row or batch.segments_BL is None or not any(name in POISON for name in batch.sample_ids):
+            return losses
+        return {name: (total * math.nan, weight) for name, (total, weight) in losses.items()}
+
+    StageModule.forward = poisoned
 
 
 def child(file, job):
@@ -86,6 +104,7 @@ def run(file, job):
 
 def main(file):
     torch.set_num_threads(1)
+    hard_to_repeat()
     for line in sys.stdin:
         sys.stdout.write(json.dumps(run(file, json.loads(line))) + "\n")
         sys.stdout.flush()

@@ -91,14 +91,18 @@ def rough(model):
     return model
 
 
-def poisoned(ids):
-    """A hook that makes the loss of batches with one of these samples no number; that of probes stays."""
+def poisoned(ids, gradient=False):
+    """A hook that makes the loss of batches with one of these samples no number; that of probes stays.
+
+    With `gradient` the loss is as it was, and its gradient is no number.
+    """
+
+    def broken(total):
+        return total + 0.0 * (0.0 * total).sqrt() if gradient else total * math.nan
 
     def hook(module, args, options, losses):
         bad = set(ids) & set(args[0].sample_ids) and not options
-        return (
-            {name: (total * math.nan, weight) for name, (total, weight) in losses.items()} if bad else losses
-        )
+        return {name: (broken(total), weight) for name, (total, weight) in losses.items()} if bad else losses
 
     return hook
 
@@ -123,7 +127,8 @@ def run_job(recipe, job, folder):
     rows = apply_stage(model, stage)
     module = StageModule(model, stage)
     freeze_unreached(module, rows)
-    module.register_forward_hook(poisoned(job.get("poison", ())), with_kwargs=True)
+    hook = poisoned(job.get("poison", ()), job.get("gradient", False))
+    module.register_forward_hook(hook, with_kwargs=True)
     probe.FEWEST_SAMPLES = job.get("fewest", probe.FEWEST_SAMPLES)
     p = model.processor
     asks = {"pack": stage.pack, "pack_length": stage.pack_length, "questions": p.connector.reads_text}

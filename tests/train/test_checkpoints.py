@@ -2,16 +2,16 @@
 
 import json
 import shutil
+import zipfile
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from vlmkit.assemble import assemble
 from vlmkit.cli import main
 from vlmkit.errors import UsageError, VlmkitError
-from vlmkit.train import checkpoints, intact
+from vlmkit.train import checkpoints, head, intact
 from vlmkit.train.intact import DamagedError
 from vlmkit.train.metrics import Silent, read_metrics
 from vlmkit.train.module import StageModule
@@ -181,12 +181,12 @@ def test_moments_of_other_parameters_are_refused(newest, module, recipe):
     groups = module.param_groups(recipe.stages[1])
     facts = {"stage": "two", "steps": 4, "samples": 6}
     optimizer = torch.optim.AdamW(groups)
-    assert checkpoints.load_checkpoint(newest, module, optimizer, facts, Accelerator())["step"] == 2
+    assert checkpoints.load_checkpoint(newest, module, optimizer, facts)["step"] == 2
     same = torch.optim.AdamW([{**groups[0], "params": groups[0]["params"][::-1]}, *groups[1:]])
     with pytest.raises(VlmkitError, match="other parameters, or for these in another order"):
-        checkpoints.load_checkpoint(newest, module, same, facts, Accelerator())
+        checkpoints.load_checkpoint(newest, module, same, facts)
     with pytest.raises(VlmkitError, match=r"other data: samples \(was 6, is 7\)"):
-        checkpoints.load_checkpoint(newest, module, optimizer, {**facts, "samples": 7}, Accelerator())
+        checkpoints.load_checkpoint(newest, module, optimizer, {**facts, "samples": 7})
 
 
 class TestEarlierVersions:
@@ -288,3 +288,47 @@ def test_what_a_kill_left_of_writing_and_deleting_is_cleared(recipe):
     train_recipe(recipe, resume=True)
     names = sorted(p.name for p in folder.iterdir())
     assert names == [f"{s}-step-00000{n}" for s in ("one", "two") for n in (2, 4)]
+
+
+def test_a_resumed_run_has_a_chunk_of_logits_from_its_first_step_on(tiny_recipe, tmp_path, monkeypatch):
+    """As the run that nothing stopped has: sums in another order differ in the last bits."""
+    sizes = []
+    chunk_loss = head.SupervisedHead._chunk_loss
+
+    def counting(self, hidden_CD, *others):
+        sizes.append(len(hidden_CD))
+        return chunk_loss(self, hidden_CD, *others)
+
+    monkeypatch.setattr(head, "CHUNK", 3)
+    monkeypatch.setattr(head.SupervisedHead, "_chunk_loss", counting)
+    recipes = [tiny_recipe(stages=STAGES[1:], output=str(tmp_path / name)) for name in ("whole", "stopped")]
+    train_recipe(recipes[0])
+    with pytest.raises(ConnectionError):
+        train_recipe(recipes[1], reporter=Stop("two", 3))
+    sizes.clear()
+    train_recipe(recipes[1], resume=True)
+    assert sizes and max(sizes) == 3
+    one, other = (load_file(recipe.run_dir / "model.safetensors") for recipe in recipes)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def as_of_a_gpu(file):
+    """Let a file of `torch.save` say that its tensors were on a GPU."""
+    with zipfile.ZipFile(file) as stored:
+        entries = {name: stored.read(name) for name in stored.namelist()}
+    (pickled,) = (name for name in entries if name.endswith("data.pkl"))
+    moved = entries[pickled].replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+    assert moved != entries[pickled]
+    with zipfile.ZipFile(file, "w") as stored:
+        for name, content in {**entries, pickled: moved}.items():
+            stored.writestr(name, content)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it could be loaded as it is")
+def test_a_machine_without_a_gpu_goes_on_from_a_checkpoint_of_one(recipe, newest, whole):
+    as_of_a_gpu(newest / "optimizer.pt")
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(newest / "optimizer.pt", weights_only=True)
+    change(newest, lambda tensors: None)
+    found = load_file(train_recipe(recipe, resume=True).path / "model.safetensors")
+    assert all(torch.equal(found[name], whole[name]) for name in whole)

@@ -124,6 +124,7 @@ def folder(tiny_recipe, tmp_path_factory):
             job("blocks", connector="gated_cross_attention"),
             job("long", **two),
             guarded("guarded"),
+            {**guarded("steep"), "gradient": True},
             {**job("mixed", **CLIPPED), "mixed": True},
         ],
         folder,
@@ -138,8 +139,10 @@ def folder(tiny_recipe, tmp_path_factory):
             job("2xlong", f"long/checkpoints/{first}", **two),
             {**job("stopped", steps=3), "stop": True},
             guarded("2xguarded", micro_batch_size=1),
+            {**guarded("2xsteep", micro_batch_size=1), "gradient": True},
             {**job("2xmixed", micro_batch_size=2, **CLIPPED), "mixed": True},
             guarded("fsdpguarded", sharded=True, micro_batch_size=2),
+            {**guarded("fsdpsteep", sharded=True, micro_batch_size=2), "gradient": True},
             {**job("fsdpmixed", sharded=True, micro_batch_size=1, **CLIPPED), "mixed": True},
             *[job(f"fsdp{m}", sharded=True, micro_batch_size=m) for m in (4, 1)],
             job("fsdppacked", sharded=True, pack="prefix"),
@@ -247,6 +250,22 @@ def test_a_step_that_is_not_finite_is_left_out_in_all_processes_and_names_sample
     assert abs(mine[0]["probe/true"] - mine[0]["probe/shuffled"]) > 1e-3
     for version in ("true", "shuffled", "blank"):
         assert theirs[0][f"probe/{version}"] == pytest.approx(mine[0][f"probe/{version}"], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["2xsteep", "fsdpsteep"])
+def test_a_gradient_that_is_not_finite_is_left_out_in_all_processes(folder, name):
+    """Its loss is; of shares nobody can say which sample it was, and all of the step are named."""
+    one, other = folder / "steep", folder / name
+    mine, theirs = (read_metrics(path / "metrics.jsonl") for path in (one, other))
+    assert [row["non_finite"] for row in mine] == [row["non_finite"] for row in theirs] == [1, 0]
+    assert theirs[0]["grad_norm"] is None
+    assert theirs[0]["loss"] == pytest.approx(mine[0]["loss"], rel=1e-5)
+    assert gap(one, other) <= 1e-6
+    for path, kind in ((one, "gradient"), (other, "step" if "fsdp" in name else "gradient")):
+        rows = read_metrics(path / "non_finite.jsonl")
+        assert {(row["step"], row["kind"]) for row in rows} == {(1, kind)}
+        assert {"image2", "text3"} <= {row["id"] for row in rows}
+        assert (len(rows) == 2) is (kind == "gradient")
 
 
 def test_the_first_version_of_fsdp_is_refused(folder):

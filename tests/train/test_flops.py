@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlmkit.train.flops import StageFlops, has_experts
+from vlmkit.train.flops import StageFlops, has_experts, states_attention
 from vlmkit.train.module import StageModule
 from vlmkit.train.peaks import PEAKS, peak_flops, peak_of
 from vlmkit.train.stage import apply_stage
@@ -67,6 +67,13 @@ def test_experts_are_not_counted():
 
     assert has_experts(MixtralConfig()) and has_experts(Qwen3MoeConfig())
     assert not has_experts(LlamaConfig())
+
+
+def test_a_model_whose_configuration_states_no_attention_is_not_counted():
+    from transformers import GPT2Config, LlamaConfig, MambaConfig, RwkvConfig
+
+    assert states_attention(LlamaConfig()) and states_attention(GPT2Config())
+    assert not states_attention(MambaConfig()) and not states_attention(RwkvConfig())
 
 
 def test_peaks_are_known_by_the_whole_name_of_a_card():

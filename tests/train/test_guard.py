@@ -208,3 +208,28 @@ def test_rows_that_hold_several_samples_name_all_of_them(tiny_vlm, make_stage, s
     for (name, loss), (other, again) in zip(sorted(mine), sorted(theirs), strict=True):
         assert name == other and loss == pytest.approx(again, abs=1e-5)
     assert sum(float(loss) for loss, _ in alone) == pytest.approx(float(found[1][0].sum()), abs=1e-4)
+
+
+def test_a_stop_says_how_to_go_on_and_does_not_blame_statistics_of_batches(
+    tiny_vlm, make_stage, plain, train
+):
+    """A batch norm's statistics are not finite after such a pass, and are put back: no weight is broken."""
+    model = tiny_vlm()
+    model.connector.norm = torch.nn.BatchNorm1d(16)
+
+    def encode(model):
+        divides = divides_by_contrast(model)
+
+        def normed(*args):
+            features = divides(*args)
+            model.connector.norm(features[0].patches_TV)
+            return features
+
+        return normed
+
+    stage = make_stage(batch_size=2, steps=1)
+    with pytest.raises(VlmkitError) as raised:
+        train(model, stage, [plain("a"), plain("b")], encode)
+    assert "weights are not finite" not in str(raised.value)
+    assert "stages.only.on_non_finite=skip --resume goes on" in str(raised.value)
+    assert model.connector.norm.running_mean.isfinite().all()

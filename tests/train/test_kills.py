@@ -1,7 +1,8 @@
 """kill -9 at any moment: the same losses, the same skipped samples and the same weights, bit for bit.
 
 Two stages with dropout and a cosine schedule on a mixture of a JSON file with bad rows, a streamed table and
-a tar; packed, grouped by length, with a worker. Each attempt is a process that dies without a handler.
+a tar; packed in both ways, grouped by length, with a worker; probed; logits in chunks; a sample whose loss
+is no number. Each attempt is a process that dies without a handler.
 """
 
 import io
@@ -24,7 +25,7 @@ HERE = Path(__file__).parent
 STEPS = 8
 STAGE = {
     "steps": STEPS, "batch_size": 4, "micro_batch_size": 2, "pack": "prefix", "group": "modality_length",
-    "hflip": 0.5, "workers": 1, "checkpoint_every": 2, "on_bad_sample": "skip", "warmup": 2,
+    "hflip": 0.5, "workers": 1, "checkpoint_every": 2, "on_bad_sample": "skip", "warmup": 2, "probe_every": 3,
 }  # fmt: skip
 VIT = {"image_size": 16, "patch_size": 4, "width": 16, "depth": 1, "heads": 2}
 WORDS = ("red", "a blue circle", "two of them", "no", "yes", "the second one")
@@ -109,7 +110,9 @@ def recipe_file(tmp_path_factory, noise):
         },
         "stages": [
             {"name": "align", "train": {"encoder": {"lr": 1e-2}, "connector": {"lr": 1e-2}}},
-            {"name": "instruct", "train": adapters},
+            {
+                "name": "instruct", "train": adapters, "pack_length": 100, "on_non_finite": "skip",
+            },
         ],
     }  # fmt: skip
     data = {"type": "mixture", "sources": sources}
@@ -156,6 +159,9 @@ def assert_equal(run, other):
     assert len(rows) == 2 * STEPS and rows == others
     skipped, theirs = ((p / "skipped.jsonl").read_text() for p in (run, other))
     assert skipped == theirs and skipped.count("image_unreadable") and skipped.count("image_missing")
+    listed, theirs = ((p / "non_finite.jsonl").read_text() for p in (run, other))
+    assert listed == theirs and "json/json1" in listed
+    assert sum("probe/true" in row for row in rows) == 2 * (STEPS // 3), "else no probe was repeated"
     files = [f"checkpoints/{s}-step-{STEPS:06d}/trained.safetensors" for s in ("align", "instruct")]
     for file in ["model.safetensors", *files]:
         mine, theirs = (load_file(p / file) for p in (run, other))

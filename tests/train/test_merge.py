@@ -1,6 +1,7 @@
 """`vlmkit merge`: any checkpoint of a run becomes a whole model that says what the trained one said."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -13,6 +14,7 @@ from vlmkit.cli import main
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.train import adapters, logits
 from vlmkit.train.checkpoints import latest_checkpoint
+from vlmkit.train.lock import locked
 from vlmkit.train.merge import merge_run
 from vlmkit.train.metrics import Silent
 from vlmkit.train.run import train_recipe
@@ -111,14 +113,14 @@ def test_the_end_of_a_stage_refuses_a_merge_that_changes_the_answers(
     stopped, tiny_recipe, tmp_path, monkeypatch
 ):
     shutil.copytree(stopped, tmp_path / "run")
-    exact = adapters.probe
+    exact = adapters.merge_logits
 
     def rough(model):
         if not adapters.has_adapters(model):
             model.lm_head.weight.data *= 1.1
         return exact(model)
 
-    monkeypatch.setattr(adapters, "probe", rough)
+    monkeypatch.setattr(adapters, "merge_logits", rough)
     with pytest.raises(VlmkitError, match="merging the adapters changed logits by"):
         train_recipe(tiny_recipe(stages=STAGES, output=str(tmp_path / "run")), resume=True)
     assert not (tmp_path / "run/model.safetensors").exists()
@@ -203,3 +205,25 @@ def test_qlora_is_merged_into_what_the_four_bits_stand_for(tiny_recipe, tiny_vlm
     assert equal(tmp_path / "out", run) and 0 < merged.difference <= 1e-3
     kinds = {type(m) for m in VLM.from_pretrained(tmp_path / "out").language_model.modules()}
     assert nn.Linear in kinds and not any(kind.__name__ == "Linear4bit" for kind in kinds)
+
+
+def test_a_run_that_trains_is_not_merged_meanwhile(stopped, finished, tmp_path):
+    """It deletes its older checkpoints; a finished one deletes none."""
+    for run, free in ((stopped, False), (finished, True)):
+        with locked(run, Silent()):
+            if free:
+                assert merge_run(run, tmp_path / "out").path.is_dir()
+                continue
+            with pytest.raises(UsageError, match=rf"in use: process {os.getpid()} on"):
+                merge_run(run, tmp_path / "out")
+        assert free or not list(tmp_path.glob("out*"))
+
+
+def test_what_cannot_be_read_back_is_no_full_disk(stopped, tmp_path, monkeypatch):
+    def broken(path):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(VLM, "from_pretrained", broken)
+    with pytest.raises(VlmkitError, match="cannot be read back") as raised:
+        merge_run(stopped, tmp_path / "out")
+    assert "make room" not in str(raised.value) and not list(tmp_path.glob("out*"))

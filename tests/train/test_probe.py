@@ -2,6 +2,7 @@
 
 import copy
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from vlmkit.assemble import assemble
 from vlmkit.data.collate import Collator, TextRules
+from vlmkit.data.formats.mixture import Mixture, Share
 from vlmkit.data.prompts import PROMPTS
 from vlmkit.data.sample import IMAGE, Message, Sample, open_image
 from vlmkit.recipe import Recipe
@@ -25,6 +27,7 @@ from vlmkit.train.stage import apply_stage
 from vlmkit.train.stage_run import StageRun
 from vlmkit.train.steps import StageData
 from vlmkit.train.verdict import Finding, Verdict
+from vlmkit_retrieval.images import decode_image
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220), "one": (20, 200, 20), "two": (230, 230, 230)}
@@ -346,3 +349,28 @@ class TestTinyRuns:
         _, resumed = train(self.model(tiny_recipe, kind), stage, coloured(32), saved, "resumed")
         assert whole == resumed and len(whole) == 1
         assert latest_checkpoint(tmp_path / "whole", "only").name.endswith("24")
+
+
+def test_choosing_opens_each_image_once_and_stops_where_it_has_enough(tiny_vlm, monkeypatch):
+    """Of 200 samples with two images; and of a mixture as many of a source as its share says."""
+    opened = []
+
+    def counting(source, *others):
+        opened.append(source)
+        return open_image(source, *others)
+
+    monkeypatch.setattr("vlmkit.train.probe_samples.open_image", counting)
+    decoded = []
+    monkeypatch.setattr(
+        "vlmkit.data.sample.decode_image", lambda data: decoded.append(data) or decode_image(data)
+    )
+    two = [replace(coloured(2)[i % 2], id=f"s{i}") for i in range(200)]
+    rows = choose_rows(stage_data(tiny_vlm(), two), 8)
+    assert len(rows.samples) == 8 and len(opened) == 16
+    # Those that are chosen are prepared once more, with their other images.
+    assert len(decoded) == 16 + 8
+    sources = [Share("few", 0, 100, 16), Share("many", 100, 100, 184)]
+    different = [replace(sample, id=f"s{i}") for i, sample in enumerate(coloured(200))]
+    rows = choose_rows(stage_data(tiny_vlm(), Mixture([different[:100], different[100:]], sources)), 32)
+    few = sum(int(sample.id.rpartition("s")[2]) < 100 for sample in rows.samples)
+    assert len(rows.samples) == 32 and few < 9

@@ -217,3 +217,40 @@ def test_names_of_figures_are_those_that_every_tracker_takes(tiny_recipe, tmp_pa
         tracked.begin("first", 0, 2)
         tracked.step(1, {"source_loss": {"llava (v1.5), 50%": 1.0}})
     assert events(tmp_path) == {("first/source_loss/llava _v1.5__ 50_", 1): 1.0}
+
+
+class Failing:
+    """A tracker whose server is gone after a step."""
+
+    name = "failing"
+
+    def __init__(self):
+        self.steps = []
+
+    def log(self, values, step):
+        self.steps.append(step)
+        if step > 1:
+            raise ConnectionError("no\nroute")
+
+    def finish(self):
+        raise TimeoutError("still none")
+
+
+def test_a_tracker_that_fails_is_noted_once_and_training_goes_on(tiny_recipe, tmp_path, monkeypatch):
+    notes, tracker = [], Failing()
+    listener = Silent()
+    listener.note = notes.append
+
+    def started(name, opening):
+        opening.closing.callback(tracker.finish)
+        tracker.store_init_configuration = lambda config: None
+        return tracker, {}
+
+    monkeypatch.setattr("vlmkit.train.trackers.start", started)
+    monkeypatch.setattr("vlmkit.train.run.require_trackers", lambda names: None)
+    recipe = tiny_recipe(stages=STAGES, output=str(tmp_path / "run"), trackers=["tensorboard"])
+    path = train_recipe(recipe, reporter=listener).path
+    assert len(read_metrics(path / "metrics.jsonl")) == 5 and tracker.steps == [1, 2]
+    failed, closed = notes
+    assert "tracker failing failed at step 2" in failed and "(ConnectionError: no route)" in failed
+    assert "could not be closed (TimeoutError: still none)" in closed

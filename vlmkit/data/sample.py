@@ -6,6 +6,7 @@ Nothing here opens an image before it is needed.
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,12 +78,14 @@ class FileSlice:
         offset: Of the first byte.
         size: In bytes.
         name: What the bytes are called in errors.
+        stamp: Size and time of change (ns) of the file that the position is of; not compared where absent.
     """
 
     path: Path
     offset: int
     size: int
     name: str = field(compare=False)
+    stamp: tuple[int, int] | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.path}, member {self.name}"
@@ -91,10 +94,13 @@ class FileSlice:
         """The bytes.
 
         Raises:
-            VlmkitError: The file cannot be read, or ends before them.
+            VlmkitError: The file cannot be read, ends before them, or is another one than it was.
         """
         try:
             with self.path.open("rb") as file:
+                now = os.fstat(file.fileno())
+                if self.stamp is not None and self.stamp != (now.st_size, now.st_mtime_ns):
+                    raise VlmkitError(f"{self.path} was changed while it is in use; start again")
                 file.seek(self.offset)
                 data = file.read(self.size)
         except OSError as error:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from vlmkit.train.logits import probe, require_same_logits
+from vlmkit.train.logits import merge_logits, require_same_logits
 from vlmkit.train.qlora import is_four_bit, merge_four_bits
 
 
@@ -31,6 +31,6 @@ def merge_adapters(adapted: Any, check: bool) -> tuple[PreTrainedModel, float | 
     """
     if is_four_bit(adapted):
         return merge_four_bits(adapted)
-    before = probe(adapted) if check else None
+    before = merge_logits(adapted) if check else None
     merged: PreTrainedModel = adapted.merge_and_unload()
-    return merged, None if before is None else require_same_logits(before, probe(merged))
+    return merged, None if before is None else require_same_logits(before, merge_logits(merged))

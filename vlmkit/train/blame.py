@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vlmkit.data.batch import Batch, listed_images, numbers_of
 from vlmkit.encoders.spec import VisionSpec
+from vlmkit.train.devices import same_randomness
 from vlmkit.train.distribute import any_process, is_sharded, most_of_all, of_every_process, reshard
 
 # Ways to ask, the most exact one first, with what an answer says.
@@ -69,10 +70,9 @@ def find_blame(wrapped: Any, batches: Sequence[Batch], accelerator: Accelerator)
     ]
     # Of shares no process has a gradient of its own.
     asked += [] if is_sharded(accelerator) else [(GRADIENT, filled, _bad_gradient)]
-    device = accelerator.device
     wrapped.zero_grad(set_to_none=True)
     wrapped.eval()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with same_randomness(accelerator.device):
         kind, bad = next(_answers(asked, wrapped, accelerator), (ANY, batches))
     wrapped.train()
     reshard(wrapped)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vlmkit.checkpoint import building
 from vlmkit.errors import VlmkitError
+from vlmkit.train.devices import random_state, set_random_state
 from vlmkit.train.distribute import load_optimizer, of_every_process, whole, whole_optimizer
 from vlmkit.train.fit import forms, require_same
 from vlmkit.train.intact import (
@@ -39,11 +40,17 @@ RANDOM = "random.pt"
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
     """What training changes, by name: parameters that train, and stored buffers (of a batch norm, say)."""
     changing = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    for prefix, owner in module.named_modules():
-        for name, buffer in owner.named_buffers(prefix, recurse=False):
-            if name.rpartition(".")[2] not in owner._non_persistent_buffers_set:
-                changing[name] = buffer
-    return changing
+    return changing | stored_buffers(module)
+
+
+def stored_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Buffers that a checkpoint holds, by name: those that training moves are among them."""
+    return {
+        name: buffer
+        for prefix, owner in module.named_modules()
+        for name, buffer in owner.named_buffers(prefix, recurse=False)
+        if name.rpartition(".")[2] not in owner._non_persistent_buffers_set
+    }
 
 
 def save_checkpoint(
@@ -71,7 +78,7 @@ def save_checkpoint(
         if writes:
             tensors[name] = complete.contiguous().cpu()
     moments = whole_optimizer(optimizer, writes)
-    random = of_every_process(_random_state(), accelerator)
+    random = of_every_process(random_state(accelerator.device), accelerator)
     if not writes:
         return
     state = {**state, "optimizer": optimized_names(module, optimizer)}
@@ -93,19 +100,17 @@ def load_checkpoint(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     facts: Mapping[str, Any],
-    accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """Restore the optimiser and the random state that `save_checkpoint` wrote, and return its state.
+    """Restore the optimiser that `save_checkpoint` wrote, and return its state.
 
-    The trained tensors are restored before, by `load_tensors`: an optimiser of shares needs them cut. A
-    process that the writer did not have keeps the random state it has.
+    The trained tensors are restored before, by `load_tensors`: an optimiser of shares needs them cut. The
+    random state comes after all else that may draw, by `load_random`.
 
     Args:
         path: The checkpoint.
         module: Holds the parameters.
         optimizer: Over them, in the order in which they were when it was written.
         facts: What must be as it was, of the state that was given to `save_checkpoint`.
-        accelerator: The processes; others than those that wrote it may load it.
 
     Raises:
         DamagedError: A file is not what was written.
@@ -122,12 +127,22 @@ def load_checkpoint(
             "use the recipe and the version of vlmkit that it was made by"
         )
     with reading(path, state, OPTIMIZER) as file:
-        load_optimizer(optimizer, torch.load(file, weights_only=True))
-    with reading(path, state, RANDOM) as file:
-        random = torch.load(file, weights_only=True)
-    if accelerator.process_index < len(random):
-        _set_random_state(random[accelerator.process_index])
+        moments = torch.load(file, map_location="cpu", weights_only=True)
+    load_optimizer(optimizer, moments)
     return state
+
+
+def load_random(path: Path, accelerator: Accelerator) -> None:
+    """Restore the random state; a process that the writer did not have keeps the one it has.
+
+    Raises:
+        DamagedError: The file is not what was written.
+    """
+    state = read_state(path)
+    with reading(path, state, RANDOM) as file:
+        random = torch.load(file, map_location="cpu", weights_only=True)
+    if accelerator.process_index < len(random):
+        set_random_state(random[accelerator.process_index], accelerator.device)
 
 
 def load_tensors(path: Path, module: nn.Module) -> None:
@@ -208,16 +223,3 @@ def rotate(run: Path, stage: str, keep: int = KEEP) -> None:
     for end in ("old", "partial"):
         for left in (run / "checkpoints").glob(f"*.{end}"):
             shutil.rmtree(left)
-
-
-def _random_state() -> dict[str, Any]:
-    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def _set_random_state(state: Mapping[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])

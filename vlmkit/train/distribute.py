@@ -7,18 +7,23 @@ only while it computes. What is written to disk is always whole, so any number o
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    broadcast_object_list,
+    gather_object,
+)
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from vlmkit.errors import UsageError
+from vlmkit.errors import UsageError, VlmkitError
 
 SUPPORTED = (DistributedType.NO, DistributedType.FSDP)
 # Far from the seeds of stages, which are a run's own and small numbers above it.
@@ -101,7 +106,8 @@ def whole_optimizer(optimizer: torch.optim.Optimizer, keep: bool) -> dict[str, A
     for number, values in state["state"].items():
         own[number] = {}
         for name, value in values.items():
-            complete = whole(value).cpu() if isinstance(value, DTensor) else value
+            # On the CPU: a machine with another device, or with none, goes on from it.
+            complete = whole(value).cpu() if isinstance(value, Tensor) else value
             if keep:
                 own[number][name] = complete
     return {**state, "state": own}
@@ -130,6 +136,27 @@ def reshard(module: Any) -> None:
 def of_every_process(value: Any, accelerator: Accelerator) -> list[Any]:
     """What each process has, in order: they must all ask for it."""
     return list(gather_object([value])) if accelerator.num_processes > 1 else [value]
+
+
+def in_main_process(work: Callable[[], None]) -> None:
+    """Let the main process do something while the others wait; they all end if it fails.
+
+    Raises:
+        VlmkitError: It failed; the main process raises what was raised there.
+    """
+    state, failure = process_state(), None
+    try:
+        if state.is_main_process:
+            work()
+    except Exception as error:
+        failure = error
+    said = [None if failure is None else str(failure)]
+    if state.num_processes > 1:
+        said = broadcast_object_list(said)
+    if failure is not None:
+        raise failure
+    if said[0] is not None:
+        raise VlmkitError(f"the main process failed: {said[0]}")
 
 
 def own_randomness(seed: int, accelerator: Accelerator) -> None:

@@ -38,6 +38,16 @@ def has_experts(config: Any) -> bool:
     return any((getattr(config, name, None) or 0) > 1 for name in EXPERTS)
 
 
+def states_attention(config: Any) -> bool:
+    """Whether a language model's configuration says in which layers and how wide it attends.
+
+    One that does not may mix tokens in another way, whose operations are not counted here.
+    """
+    heads = getattr(config, "num_attention_heads", None)
+    width = getattr(config, "head_dim", None) or getattr(config, "hidden_size", None)
+    return bool(heads and width and getattr(config, "num_hidden_layers", None))
+
+
 class StageFlops:
     """Counts the operations of a stage's batches.
 
@@ -113,7 +123,7 @@ def _operations(parameters: Iterable[nn.Parameter], flows: bool) -> float:
 
 
 def _attention_width(config: Any) -> float:
-    """Sum over layers of the width that attention works in; 0 in a model without attention heads."""
-    heads = getattr(config, "num_attention_heads", None) or 0
-    width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    """Sum over layers of the width that attention works in; see `states_attention`."""
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
     return float(config.num_hidden_layers * heads * width)

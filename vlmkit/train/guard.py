@@ -14,6 +14,7 @@ from vlmkit.data.batch import Batch
 from vlmkit.errors import VlmkitError
 from vlmkit.recipe import Stage
 from vlmkit.train.blame import Blame, find_blame
+from vlmkit.train.checkpoints import stored_buffers
 from vlmkit.train.distribute import of_every_process
 from vlmkit.train.metrics import MetricsFile, read_metrics
 from vlmkit.train.stage_run import StageRun
@@ -48,9 +49,11 @@ class Guard:
         self._kept: list[tuple[Tensor, Tensor]] = []
 
     def before(self, wrapped: nn.Module) -> None:
-        """Call before each step: what a forward pass moves (statistics of batches) is kept, for `skip`."""
-        if self.stage.on_non_finite == "skip":
-            self._kept = [(buffer, buffer.clone()) for buffer in stored_buffers(wrapped)]
+        """Call before each step: what a forward pass moves (statistics of batches) is kept.
+
+        For `stop`, too: a broken batch's statistics would be taken for broken weights.
+        """
+        self._kept = [(buffer, buffer.clone()) for buffer in stored_buffers(wrapped).values()]
 
     def passes(self, loss: float, norm: float, wrapped: Any, batches: Sequence[Batch]) -> bool:
         """Whether the optimiser may step; every process calls it once a step.
@@ -107,17 +110,11 @@ class Guard:
                 f"{found}{often}; weights are not finite either ({', '.join(names)}): go back to an earlier "
                 "checkpoint, or to other weights"
             )
-        return f"{found}{often}; look at these samples, or lower the learning rate"
-
-
-def stored_buffers(module: nn.Module) -> list[Tensor]:
-    """Buffers that a checkpoint holds: those that training moves are among them."""
-    return [
-        buffer
-        for owner in module.modules()
-        for name, buffer in owner.named_buffers(recurse=False)
-        if name not in owner._non_persistent_buffers_set
-    ]
+        advice = "look at these samples, or lower the learning rate"
+        if self.stage.on_non_finite == "stop":
+            again = f"stages.{self.stage.name}.on_non_finite=skip --resume"
+            advice += f"; {again} goes on and leaves such steps out"
+        return f"{found}{often}; {advice}"
 
 
 def non_finite_tensors(module: nn.Module) -> list[str]:

@@ -23,12 +23,18 @@ ROWS, LENGTH = 2, 16
 def evaluate_exactly(model: torch.nn.Module) -> None:
     """Evaluation mode for all but 4-bit layers, whose scales bitsandbytes rounds in it on some processors."""
     model.eval()
+    keep_four_bits(model)
+
+
+def keep_four_bits(model: torch.nn.Module) -> None:
+    """Let 4-bit layers be as in training, which is exact; nothing in them is drawn."""
     for module in model.modules():
-        module.training = type(module).__name__ == "Linear4bit"
+        if type(module).__name__ == "Linear4bit":
+            module.training = True
 
 
 @torch.no_grad()
-def probe(language_model: Any) -> Tensor:
+def merge_logits(language_model: Any) -> Tensor:
     """Logits (B, L, W) of a language model, with adapters or not, on two short rows of any tokens."""
     training = language_model.training
     evaluate_exactly(language_model)

@@ -23,7 +23,7 @@ from vlmkit.train.meters import StepMeter
 from vlmkit.train.metrics import MetricsFile
 from vlmkit.train.module import StageModule
 from vlmkit.train.probe import Probe
-from vlmkit.train.schedule import epoch_length, lr_factor, total_steps
+from vlmkit.train.schedule import lr_factor, stage_facts
 from vlmkit.train.skipped import SKIPPED, tell_skipped, write_skipped
 from vlmkit.train.stage_run import Interrupted, StageRun, stop_signals
 from vlmkit.train.steps import StageData, Steps
@@ -75,24 +75,25 @@ class StageLoop:
         # Fused: one kernel a parameter in place of ten, and as exact to the bit for any threads and resume.
         optimizer = torch.optim.AdamW(trained.param_groups(stage), betas=stage.betas, fused=True)
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
-        self.steps = total_steps(stage, epoch_length(data.samples))
-        self.facts = {"stage": stage.name, "steps": self.steps, "samples": len(data.samples)}
+        self.facts = stage_facts(stage, data.samples)
+        self.steps: int = self.facts["steps"]
         self.meter = StepMeter(trained, data, run.accelerator)
         self.wrapped, self.optimizer = run.accelerator.prepare(trained, optimizer)
         state: dict[str, Any] = self._restored(resume) if resume else {"step": 0}
         self.start = int(state["step"])
         self.probe = Probe(stage, data, self.steps, run, state.get("probe"))
         self.guard = Guard(stage, run, self.start, state.get("non_finite_in_a_row", 0))
-        self.left_out = MetricsFile(run.run_dir / SKIPPED, run.accelerator.is_main_process)
-        for file in (run.metrics, self.left_out):
+        self.skipped = MetricsFile(run.run_dir / SKIPPED, run.accelerator.is_main_process)
+        for file in (run.metrics, self.skipped):
             file.rewind(stage.name, self.start)
         self.wrapped.train()
+        if resume:
+            # Last: nothing from here to the first step draws.
+            checkpoints.load_random(resume, run.accelerator)
 
     def _restored(self, path: Path) -> dict[str, Any]:
-        """The state of a checkpoint; optimiser and random state are as they were then."""
-        state = checkpoints.load_checkpoint(
-            path, self.trained, self.optimizer, self.facts, self.run.accelerator
-        )
+        """The state of a checkpoint; the optimiser is as it was then."""
+        state = checkpoints.load_checkpoint(path, self.trained, self.optimizer, self.facts)
         if self.run.accelerator.is_main_process:
             # A kill may have come between the newest checkpoint and the end of the older ones.
             checkpoints.rotate(self.run.run_dir, self.stage.name)
@@ -108,7 +109,7 @@ class StageLoop:
         values |= {"lr": factor, **self.meter.values()}
         if stage.on_bad_sample == "skip":
             own = batches[0].skipped
-            values["skipped"] = write_skipped(own, self.left_out, stage, number, run.accelerator)
+            values["skipped"] = write_skipped(own, self.skipped, stage, number, run.accelerator)
         values |= self.probe.after(number, self.wrapped)
         run.metrics.write({"stage": stage.name, "step": number, **values})
         run.reporter.step(number, values)
@@ -144,7 +145,7 @@ class StageLoop:
     def end(self) -> None:
         """Say what there is to say of the whole stage."""
         self.run.reporter.end()
-        tell_skipped(self.left_out, self.stage.name, self.run.reporter)
+        tell_skipped(self.skipped, self.stage.name, self.run.reporter)
         self.guard.tell()
 
 

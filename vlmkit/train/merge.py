@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from vlmkit import VLM, checkpoint
 from vlmkit.assemble import assemble
-from vlmkit.errors import UsageError, unknown_name
+from vlmkit.errors import UsageError, VlmkitError, unknown_name
 from vlmkit.inference import model_inputs
 from vlmkit.messages import Query
 from vlmkit.quantize import dequantize
@@ -20,8 +22,10 @@ from vlmkit.train import checkpoints
 from vlmkit.train.adapters import has_adapters
 from vlmkit.train.distribute import process_state
 from vlmkit.train.intact import stage_and_step
+from vlmkit.train.lock import locked
 from vlmkit.train.logits import evaluate_exactly, require_same_logits
 from vlmkit.train.merge_rows import merge_rows
+from vlmkit.train.metrics import Silent
 from vlmkit.train.module import StageModule
 from vlmkit.train.reach import freeze_unreached
 from vlmkit.train.restore import last_checkpoint
@@ -65,10 +69,17 @@ def merge_run(run: Path, output: Path, name: str | None = None, four_bits: bool 
         four_bits: Let a language model in 4 bits become the float32 numbers that these stand for.
 
     Raises:
-        UsageError: No such checkpoint, the folder holds something, or the language model is in 4 bits.
+        UsageError: No such checkpoint, the folder holds something, the language model is in 4 bits, or the
+            run is training.
         VlmkitError: A part is not there, a tensor does not fit, or logits differ by more than 1e-3.
     """
-    recipe = Recipe.model_validate(checkpoint.read_run(run)["recipe"])
+    manifest = checkpoint.read_run(run)
+    # A run that trains deletes its older checkpoints. A finished one may be where nobody can write.
+    with nullcontext() if manifest["finished"] else locked(run, Silent()):
+        return _merge(run, Recipe.model_validate(manifest["recipe"]), output, name, four_bits)
+
+
+def _merge(run: Path, recipe: Recipe, output: Path, name: str | None, four_bits: bool) -> Merged:
     chosen = _chosen(run, recipe, name)
     quantized = recipe.model.llm.quantize is not None
     _refuse(run, output, quantized and not four_bits)
@@ -85,7 +96,7 @@ def merge_run(run: Path, output: Path, name: str | None = None, four_bits: bool 
         model.save_pretrained(partial)
         # Two models at once may be too much; and what was written is what has to be right.
         del model
-        after = _logits(VLM.from_pretrained(partial), queries)
+        after = _read_back(partial, output, queries)
         difference = max(require_same_logits(*pair, coarse) for pair in zip(before, after, strict=True))
         source = {"kind": "vlmkit merge", "run": str(run.resolve()), "checkpoint": chosen.name}
         checkpoint.write_json(partial / MERGED, {**source, "logits": difference, "compared_on": rows})
@@ -134,6 +145,17 @@ def _trained(run: Path, recipe: Recipe, chosen: Path) -> VLM:
         checkpoints.load_tensors(last_checkpoint(run, stage.name), module)
         finish_stage(model)
     return model
+
+
+def _read_back(partial: Path, output: Path, queries: Iterable[Query]) -> list[Tensor]:
+    """Logits of the model that was written; an error here is not one of writing."""
+    try:
+        return _logits(VLM.from_pretrained(partial), queries)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise VlmkitError(
+            f"what was written for {output} cannot be read back ({' '.join(str(error).split())}); nothing is "
+            "left of it, the run is as it was"
+        ) from error
 
 
 @torch.no_grad()

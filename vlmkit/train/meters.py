@@ -17,8 +17,9 @@ from torch import Tensor
 from vlmkit.data.batch import Batch
 from vlmkit.data.formats.mixture import Mixture
 from vlmkit.objectives import IGNORE
+from vlmkit.train.devices import sum_dtype
 from vlmkit.train.distribute import whole
-from vlmkit.train.flops import StageFlops, has_experts
+from vlmkit.train.flops import StageFlops, has_experts, states_attention
 from vlmkit.train.module import StageModule
 from vlmkit.train.peaks import peak_flops
 from vlmkit.train.steps import StageData
@@ -39,7 +40,8 @@ class StepMeter:
         shares = data.samples.shares if isinstance(data.samples, Mixture) else ()
         self.sources = [share.name for share in shares] if "next_token" in module.weights else []
         self.peak = peak_flops(accelerator.device, accelerator.mixed_precision)
-        known = self.peak is not None and not has_experts(module.vlm.config.text_config)
+        config = module.vlm.config.text_config
+        known = self.peak is not None and states_attention(config) and not has_experts(config)
         self.flops = StageFlops(module) if known else None
         self._clear()
 
@@ -97,8 +99,9 @@ class StepMeter:
     def values(self) -> dict[str, Any]:
         """What `metrics.jsonl` gets of the step that is done; all processes must ask for it."""
         own = [self.tokens, self.images, self.places, self.operations, peak_bytes(self.accelerator.device)]
-        sums_K = torch.cat([self.loss_K.double(), self.weight_K.to(self.loss_K.device)])
-        told = torch.cat([torch.tensor(own, dtype=torch.float64, device=sums_K.device), sums_K])
+        sums_K = torch.cat([self.loss_K.cpu().double(), self.weight_K])
+        told = torch.cat([torch.tensor(own, dtype=torch.float64), sums_K])
+        told = told.to(self.accelerator.device, sum_dtype(self.accelerator.device))
         told_P = self.accelerator.gather(told[None])
         tokens, images, places, operations, _, *sources = told_P.sum(0).tolist()
         values: dict[str, Any] = {"tokens": int(tokens), "images": int(images)}

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from vlmkit.checkpoint import write_text
 from vlmkit.errors import MissingExtraError
 from vlmkit.train.stage import PartRow
 
@@ -98,9 +99,7 @@ class MetricsFile:
         if not self.active or not self.path.exists():
             return
         kept = [row for row in read_metrics(self.path) if row["stage"] != stage or row["step"] <= step]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        partial.replace(self.path)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def _finite(value: Any) -> Any:

@@ -16,6 +16,7 @@ from vlmkit.objectives import IGNORE, ContrastiveHead, caption_targets, objectiv
 from vlmkit.recipe import Stage
 from vlmkit.share.features import StoredFeatures
 from vlmkit.train.head import SupervisedHead
+from vlmkit.train.logits import keep_four_bits
 from vlmkit.train.stage import PARTS, part_module
 from vlmkit.vlm import VLM
 from vlmkit_connectors import VisionFeatures
@@ -144,6 +145,8 @@ class StageModule(nn.Module):
             module = part_module(self.vlm, part)
             if not any(p.requires_grad for p in module.parameters()):
                 module.eval()
+        # A pass without gradient would round their scales on some processors, see `evaluate_exactly`.
+        keep_four_bits(self)
         return self
 
     def param_groups(self, stage: Stage) -> list[dict[str, object]]:

@@ -9,6 +9,7 @@ import torch
 
 from vlmkit.objectives import objective_weights
 from vlmkit.recipe import Stage
+from vlmkit.train.devices import same_randomness
 from vlmkit.train.distribute import of_every_process, reshard
 from vlmkit.train.probe_samples import VERSIONS, ProbeRows, choose_rows
 from vlmkit.train.stage_run import StageRun
@@ -46,7 +47,10 @@ class Probe:
         self.accelerator = run.accelerator
         self.reporter = run.reporter
         self.verdict = Verdict(stage, steps, **(state or {}))
+        began = time.perf_counter()
         self.rows = self._rows(data, steps)
+        # Told with the first probe.
+        self.choosing = time.perf_counter() - began
 
     @property
     def state(self) -> dict[str, Any]:
@@ -68,7 +72,8 @@ class Probe:
         if words:
             self.reporter.note(words)
         found = {f"probe/{name}": mean for name, mean in zip(VERSIONS, finding.means, strict=True)}
-        return {**found, "probe_seconds": time.perf_counter() - began}
+        seconds, self.choosing = self.choosing + time.perf_counter() - began, 0.0
+        return {**found, "probe_seconds": seconds}
 
     def _rows(self, data: StageData, steps: int) -> ProbeRows | None:
         """The samples of the probe; None where there is no probe, or nothing to compare."""
@@ -90,9 +95,8 @@ class Probe:
     def _losses(self, rows: ProbeRows, wrapped: Any) -> list[tuple[float, ...]]:
         """Losses of each sample of all processes, in the order of `VERSIONS`."""
         wrapped.eval()
-        device = self.accelerator.device
         # A stranger's connector may draw numbers in evaluation, too.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with same_randomness(self.accelerator.device):
             columns = [self._of_version(version, rows, wrapped) for version in VERSIONS]
         wrapped.train()
         reshard(wrapped)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from PIL import Image
 
 from vlmkit.data.collate import Collator, Prepared
+from vlmkit.data.formats.mixture import Mixture
 from vlmkit.data.sample import ImageSource, Sample, open_image
 from vlmkit.errors import VlmkitError
-from vlmkit.train.schedule import permutation
+from vlmkit.train.schedule import Order
 from vlmkit.train.steps import StageData
 
 # In this order in a probe's numbers.
@@ -23,6 +25,8 @@ VERSIONS = ("true", "shuffled", "blank")
 GREY = (127, 127, 127)
 # Samples that are looked at for each one that is wanted: rows of text alone may be most of the data.
 LOOKED_AT = 32
+# Samples with images for each one that is wanted, of which those with an image of their own are taken.
+ENOUGH = 2
 # In place of the number of an epoch: the first samples of training are not those of the probe.
 OWN_ORDER = 999_983
 
@@ -58,7 +62,7 @@ def choose_rows(data: StageData, wanted: int) -> ProbeRows:
     """So many samples with images, or as many as there are; drawn by the seed alone.
 
     Samples whose first image no other one has come first. Where there are fewer than two different images
-    there is nothing to change for another, and the rows are empty.
+    there is nothing to change for another, and the rows are empty. Of a mixture they are drawn in its shares.
 
     Args:
         data: Of the stage.
@@ -68,11 +72,11 @@ def choose_rows(data: StageData, wanted: int) -> ProbeRows:
     new: list[tuple[Sample, list[str]]] = []
     known: list[tuple[Sample, list[str]]] = []
     places: dict[str, tuple[tuple[int, int], ImageSource]] = {}
-    for sample, names, sizes in _readable(data, wanted * LOOKED_AT):
+    for looked_at, (sample, names, sizes) in enumerate(_readable(data, wanted * LOOKED_AT), 1):
         (known if names[0] in places else new).append((sample, names))
         for name, size, source in zip(names, sizes, sample.images, strict=True):
             places.setdefault(name, (size, source))
-        if len(new) == wanted:
+        if len(new) == wanted or (looked_at >= ENOUGH * wanted and len(new) + len(known) >= wanted):
             break
     chosen = (new + known)[:wanted]
     used = {name for _, names in chosen for name in names}
@@ -103,12 +107,16 @@ def blank(sample: Sample) -> Sample:
 
 def _readable(data: StageData, most: int) -> Iterator[tuple[Sample, list[str], Sequence[tuple[int, int]]]]:
     """Samples with images that can be trained on, with name (a hash of pixels) and size of each image."""
-    for number in permutation(len(data.samples), data.seed, OWN_ORDER)[:most]:
+    shares = data.samples.shares if isinstance(data.samples, Mixture) else ()
+    drawn = Order(len(data.samples), data.seed, shares).shuffled(OWN_ORDER)
+    # Of a source that is smaller than its share, a sample is drawn several times.
+    for number in islice(dict.fromkeys(drawn), most):
         try:
             sample = data.samples[number]
-            if not sample.images or not _fits(sample, data.collate):
-                continue
             images = [open_image(source) for source in sample.images]
+            # With the images as they are now: they are decoded once.
+            if not images or not _fits(replace(sample, images=tuple(images)), data.collate):
+                continue
         except VlmkitError:
             # What a damaged sample means for the stage is said where the stage meets it.
             continue

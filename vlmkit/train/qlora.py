@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from vlmkit.quantize import dequantize
-from vlmkit.train.logits import probe, require_same_logits
+from vlmkit.train.logits import merge_logits, require_same_logits
 
 
 def is_four_bit(model: torch.nn.Module) -> bool:
@@ -34,7 +34,7 @@ def merge_four_bits(adapted: Any) -> tuple[PreTrainedModel, float]:
     """
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-    before = probe(adapted)
+    before = merge_logits(adapted)
     learnt = {name: t.cpu() for name, t in get_peft_model_state_dict(adapted).items()}
     settings = adapted.peft_config["default"]
     base = adapted.unload()
@@ -44,4 +44,4 @@ def merge_four_bits(adapted: Any) -> tuple[PreTrainedModel, float]:
     merged: PreTrainedModel = plain.merge_and_unload()
     # On a GPU the 4-bit layers compute in bfloat16 (see `quantization_config`).
     coarse = before.device.type != "cpu"
-    return merged, require_same_logits(before.cpu(), probe(merged), coarse)
+    return merged, require_same_logits(before.cpu(), merge_logits(merged), coarse)

@@ -9,13 +9,15 @@ from vlmkit import checkpoint
 from vlmkit.errors import UsageError, VlmkitError, unknown_name
 from vlmkit.recipe import Recipe
 from vlmkit.train import checkpoints
-from vlmkit.train.distribute import process_state
+from vlmkit.train.distribute import in_main_process
 from vlmkit.train.guard import NON_FINITE
 from vlmkit.train.intact import is_checkpoint, read_state, stage_and_step
 from vlmkit.train.lock import locked
 from vlmkit.train.metrics import MetricsFile, Reporter
 from vlmkit.train.skipped import SKIPPED
 
+# What has a line for a step, or some, in a run's directory.
+STEP_FILES = ("metrics.jsonl", SKIPPED, NON_FINITE)
 # In `checkpoints/`: what `rewind` has taken out of a run's way.
 ASIDE = "set_aside"
 
@@ -55,11 +57,8 @@ def rewind(run_dir: Path, name: str, reporter: Reporter) -> None:
         UsageError: The run is finished or in use, or there is no such checkpoint.
         DamagedError: The checkpoint is not what was written.
     """
-    state = process_state()
     with locked(run_dir, reporter):
-        if state.is_main_process:
-            _rewind(run_dir, name, reporter)
-    state.wait_for_everyone()
+        in_main_process(lambda: _rewind(run_dir, name, reporter))
 
 
 def _rewind(run_dir: Path, name: str, reporter: Reporter) -> None:
@@ -74,7 +73,7 @@ def _rewind(run_dir: Path, name: str, reporter: Reporter) -> None:
     checkpoint.write_json(run_dir / checkpoint.MANIFEST, manifest)
     for later in again:
         kept = step if later == stage else 0
-        for file in ("metrics.jsonl", SKIPPED, NON_FINITE):
+        for file in STEP_FILES:
             MetricsFile(run_dir / file).rewind(later, kept)
         for path in checkpoints.of_stage(run_dir, later):
             if stage_and_step(path.name) > (later, kept):

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from accelerate import Accelerator
 
@@ -24,20 +23,14 @@ from vlmkit.objectives import OBJECTIVES, objective_weights
 from vlmkit.quantize import dequantize
 from vlmkit.recipe import Recipe, Stage
 from vlmkit.share import SHARE_LIMIT
-from vlmkit.share.shared import Shared, StageWork
-from vlmkit.train import checkpoints
+from vlmkit.share.shared import Shared
 from vlmkit.train.curves import plot_metrics
-from vlmkit.train.distribute import home_device, make_accelerator, own_randomness, process_state
-from vlmkit.train.intact import is_hashed, read_state
+from vlmkit.train.distribute import home_device, make_accelerator, process_state
+from vlmkit.train.each_stage import Stages
 from vlmkit.train.lock import LOCK, locked
-from vlmkit.train.loop import run_stage
-from vlmkit.train.metrics import MetricsFile, Reporter, Silent, require_plots
-from vlmkit.train.module import StageModule
+from vlmkit.train.metrics import Reporter, Silent, require_plots
 from vlmkit.train.precision import mixed_precision
-from vlmkit.train.reach import freeze_unreached
-from vlmkit.train.restore import last_checkpoint
-from vlmkit.train.stage import apply_stage, finish_stage
-from vlmkit.train.stage_run import StageRun
+from vlmkit.train.same_run import require_same_run
 from vlmkit.train.steps import StageData
 from vlmkit.train.trackers import Tracked, require_trackers
 from vlmkit.vlm import VLM
@@ -133,8 +126,7 @@ def _train(
     mixed, reason = mixed_precision(recipe.precision, state.device)
     accelerator = make_accelerator(mixed)
     shared = make_shared(reporter, accelerator)
-    device = home_device(accelerator)
-    model = assemble(recipe).to(device)
+    model = assemble(recipe).to(home_device(accelerator))
     check_fit(recipe, model)
     # Everything that can be missing is looked for before the first step, not after hours of them.
     data = [_stage_data(recipe, stage, model, shared) for stage in recipe.stages]
@@ -145,37 +137,9 @@ def _train(
     if manifest is None:
         held.enter_context(locked(run_dir, reporter, new=True))
     manifest = _begin_run(recipe, manifest, accelerator.is_main_process)
-    metrics = MetricsFile(run_dir / "metrics.jsonl", accelerator.is_main_process)
-    for number, stage in enumerate(recipe.stages):
-        # Before the stage is applied: fresh adapters must not depend on what ran before in this process.
-        torch.manual_seed(recipe.seed + number)
-        rows = apply_stage(model, stage)
-        done = stage.name in manifest["stages_done"]
-        encode = shared.features(model, stage, data[number]) if shared is not None and not done else None
-        module = StageModule(model, stage, encode).to(device)
-        rows = freeze_unreached(module, rows)
-        own_randomness(recipe.seed + number, accelerator)
-        found = checkpoints.latest_checkpoint(run_dir, stage.name)
-        if found is not None and not is_hashed(read_state(found)):
-            reporter.note(f"{found.name} is of an earlier version of vlmkit: it has no hashes to check")
-        if done:
-            checkpoints.load_tensors(last_checkpoint(run_dir, stage.name), module)
-        else:
-            reporter.stage(stage.name, rows, reason)
-            run = StageRun(run_dir, accelerator, metrics, reporter, stage.clip, stage.workers)
-            train = partial(run_stage, module, stage, data[number], run, found)
-            if shared is None:
-                train()
-            else:
-                shared.train(StageWork(recipe, number, module, data[number], run), train)
-            accelerator.free_memory()
-            manifest["stages_done"].append(stage.name)
-            if accelerator.is_main_process:
-                checkpoint.write_json(run_dir / checkpoint.MANIFEST, manifest)
-        merged = finish_stage(model)
-        if merged is not None:
-            # By how much merging adapters changed logits, for who wants to know.
-            manifest["merged"] = {**manifest.get("merged", {}), stage.name: merged}
+    stages = Stages(recipe, model, data, accelerator, shared, reporter, reason, manifest)
+    for number in range(len(recipe.stages)):
+        stages.bring_to_its_end(number)
     if recipe.model.llm.quantize is not None:
         dequantize(model)
     if accelerator.is_main_process:
@@ -199,27 +163,17 @@ def look_for_run(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
     if not resume:
         raise UsageError(f"{run_dir} holds a run already; add --resume, or set output=ANOTHER_DIRECTORY")
     manifest = checkpoint.read_run(run_dir)
-    resolved = recipe.model_dump(mode="json")
-    # Read as a recipe, what an older version wrote has the defaults of keys that it did not know.
-    written = Recipe.model_validate(manifest["recipe"]).model_dump(mode="json")
-    # A run that was moved, is tested on other data or told to others is still the same run.
-    free = ("output", "evaluate", "trackers")
-    changed = sorted(k for k in resolved if k not in free and resolved[k] != written[k])
-    if changed:
-        raise UsageError(
-            f"{run_dir} was made by another recipe (differs in: {', '.join(changed)}); "
-            "resume with the same recipe, or set output=ANOTHER_DIRECTORY"
-        )
+    require_same_run(run_dir, manifest["recipe"], recipe)
     return manifest
 
 
 def _begin_run(recipe: Recipe, manifest: dict[str, Any] | None, write: bool) -> dict[str, Any]:
     """Put manifest and resolved recipe into the run directory, where they are not, and return the manifest.
 
-    A new run's come once the model could be assembled.
+    A new run's come once the model could be assembled. A resumed run's have its stages as they are now.
     """
     run_dir, resolved = recipe.run_dir, recipe.model_dump(mode="json")
-    new = {
+    new: dict[str, Any] = {
         "kind": "vlmkit run",
         "version": vlmkit.__version__,
         "recipe": resolved,
@@ -227,12 +181,15 @@ def _begin_run(recipe: Recipe, manifest: dict[str, Any] | None, write: bool) -> 
         "finished": False,
         "report": None,
     }
-    if write and manifest is None:
-        checkpoint.write_json(run_dir / checkpoint.MANIFEST, new)
+    current = manifest or new
+    current["recipe"] = {**current["recipe"], "stages": resolved["stages"]}
+    if write and (manifest is None or current["recipe"] != checkpoint.read_run(run_dir)["recipe"]):
+        checkpoint.write_json(run_dir / checkpoint.MANIFEST, current)
+    text, file = yaml.safe_dump(current["recipe"], sort_keys=False), run_dir / "recipe.yaml"
     # A kill may have come between the two.
-    if write and not (run_dir / "recipe.yaml").exists():
-        checkpoint.write_text(run_dir / "recipe.yaml", yaml.safe_dump(resolved, sort_keys=False))
-    return manifest or new
+    if write and not (file.exists() and file.read_text(encoding="utf-8") == text):
+        checkpoint.write_text(file, text)
+    return current
 
 
 def _stage_data(recipe: Recipe, stage: Stage, model: VLM, shared: Shared | None = None) -> StageData:

@@ -6,6 +6,7 @@ import math
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -17,6 +18,11 @@ from vlmkit.recipe import Stage
 def epoch_length(samples: Sequence[Sample]) -> int:
     """Samples that an epoch shows: all of them, or as many as the mixture says."""
     return sum(share.quota for share in samples.shares) if isinstance(samples, Mixture) else len(samples)
+
+
+def stage_facts(stage: Stage, samples: Sequence[Sample]) -> dict[str, Any]:
+    """What a checkpoint says about its stage, and what must be so again for it to be gone on from."""
+    return {"stage": stage.name, "steps": total_steps(stage, epoch_length(samples)), "samples": len(samples)}
 
 
 def total_steps(stage: Stage, samples: int) -> int:

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from vlmkit.data.batch import Batch
+from vlmkit.train.devices import sum_dtype
 from vlmkit.train.distribute import whole
 from vlmkit.train.guard import Guard
 from vlmkit.train.meters import StepMeter
@@ -62,8 +63,8 @@ def take_step(
     if passed:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    left_out = {"non_finite": int(not passed)} if guard.stage.on_non_finite == "skip" else {}
-    return {"loss": loss_value, **values, "grad_norm": norm, **left_out}
+    counted = {"non_finite": int(not passed)} if guard.stage.on_non_finite == "skip" else {}
+    return {"loss": loss_value, **values, "grad_norm": norm, **counted}
 
 
 def _global_weights(
@@ -71,5 +72,6 @@ def _global_weights(
 ) -> dict[str, float]:
     """The weight each objective's sum is divided by: over all micro-batches and all processes of the step."""
     own = [sum(batch_weight(name, b) for b in batches) for name in weights]
-    everywhere = accelerator.reduce(torch.tensor(own, dtype=torch.float64, device=accelerator.device))
+    device = accelerator.device
+    everywhere = accelerator.reduce(torch.tensor(own, dtype=sum_dtype(device), device=device))
     return {name: max(float(value), 1e-9) for name, value in zip(weights, everywhere.tolist(), strict=True)}

@@ -55,6 +55,7 @@ class Tracked:
         self.recipe = recipe
         self.reporter = reporter
         self.trackers: list[Any] = []
+        self.opened = False
         self.closing = ExitStack()
         self.current = ""
         # Steps of the stages before.
@@ -66,7 +67,10 @@ class Tracked:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        self.closing.close()
+        try:
+            self.closing.close()
+        except Exception as failure:
+            self.reporter.note(f"a tracker could not be closed ({_in_a_line(failure)}); see metrics.jsonl")
 
     def stage(self, name: str, rows: Sequence[PartRow], note: str) -> None:
         """See `Reporter`."""
@@ -110,8 +114,9 @@ class Tracked:
 
     def _open(self, first: int) -> None:
         """Start the trackers, once; `first` is the step that comes next."""
-        if self.trackers:
+        if self.opened:
             return
+        self.opened = True
         known, config = self._known(), dict(flat(_by_name(self.recipe.model_dump(mode="json"))))
         for name in self.recipe.trackers:
             opening = Opening(self.recipe.run_dir, known.get(name), first, self.closing)
@@ -124,8 +129,16 @@ class Tracked:
 
     def _log(self, values: Mapping[str, Any], step: int) -> None:
         numbers = {STRANGE.sub("_", k): v for k, v in flat(values) if not isinstance(v, str)}
-        for tracker in self.trackers:
-            tracker.log(numbers, step=step)
+        for tracker in tuple(self.trackers):
+            try:
+                tracker.log(numbers, step=step)
+            except Exception as error:
+                # Hours of training are worth more than their curve somewhere else.
+                self.trackers.remove(tracker)
+                self.reporter.note(
+                    f"tracker {tracker.name} failed at step {step} and is told no more "
+                    f"({_in_a_line(error)}); metrics.jsonl has every step"
+                )
 
     def _known(self) -> dict[str, Any]:
         path = self.recipe.run_dir / KNOWN
@@ -137,6 +150,10 @@ class Tracked:
         path: Path = self.recipe.run_dir / "metrics.jsonl"
         rows = read_metrics(path) if path.exists() else []
         return sum(row["stage"] in stages for row in rows)
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _by_name(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,6 +101,7 @@ class TarSamples(LazySamples):
         self.paths, self.indexes, self.text, self.used = list(paths), list(indexes), text, used
         self.rule = rule
         self.suffixes = [index.suffix_names for index in indexes]
+        self.stamps = [(stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in self.paths)]
         self.ends_H = np.array(list(accumulate(len(index.first_S1) - 1 for index in indexes)))
 
     def __len__(self) -> int:
@@ -138,7 +139,8 @@ class TarSamples(LazySamples):
         found: list[tuple[str, FileSlice]] = []
         for m in range(int(index.first_S1[sample]), int(index.first_S1[sample + 1])):
             suffix = suffixes[index.kind_M[m]]
-            where = FileSlice(path, int(index.offset_M[m]), int(index.size_M[m]), f"{key}.{suffix}")
+            place = int(index.offset_M[m]), int(index.size_M[m])
+            where = FileSlice(path, *place, f"{key}.{suffix}", self.stamps[shard])
             found.append((suffix, where))
         return key, found
 
