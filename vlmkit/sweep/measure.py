@@ -20,7 +20,7 @@ from vlmkit.processor import Processor
 from vlmkit.recipe import Block, Recipe
 from vlmkit.splice import count_given
 from vlmkit.sweep.grid import Job, Place
-from vlmkit.sweep.process import is_finished, read_record
+from vlmkit.sweep.process import LOST, is_finished, read_record
 from vlmkit.sweep.values import Values
 from vlmkit.train.metrics import read_metrics
 
@@ -57,7 +57,7 @@ class Row:
     @property
     def failed(self) -> bool:
         """Whether it ended without a result, by its own error or by a signal."""
-        return self.status in ("failed", "killed")
+        return self.status in LOST
 
 
 def measure(place: Place, job: Job) -> Row:
