@@ -47,6 +47,7 @@ FLOORS = [
     {"data", "objectives", "recipe", "testing"},
     {"encoders", "llm"},
     {"checkpoint", "budget", "layouts", "plugins", "weights", "recipe_files", "overrides"},
+    {"durable"},
     {"errors", "__init__"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -28,6 +28,19 @@ def test_attention_keeps_rows_apart(tiny_vlm, llm):
     assert keeps_apart(model) and keeps_apart(model, shared=3) and not model.training
 
 
+@pytest.mark.parametrize("words", [35, 77, 1001])
+def test_a_vocabulary_that_a_step_divides_has_words_enough(tiny_vlm, monkeypatch, words):
+    """Two conversations of the same words would tell nothing apart."""
+    model = tiny_vlm()
+    model.language_model.resize_token_embeddings(words)
+    assert keeps_apart(model) and keeps_apart(model, shared=3)
+    right = model.decode
+    monkeypatch.setattr(
+        model, "decode", lambda read, branches, segments=None, **k: right(read, branches, **k)
+    )
+    assert not keeps_apart(model)
+
+
 def test_a_mask_that_is_not_heeded_is_noticed(tiny_vlm, monkeypatch):
     model = tiny_vlm()
     right = model.decode

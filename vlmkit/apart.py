@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from vlmkit.vlm import VLM
 
 WORDS = 5
+# No vocabulary is a multiple of all of them.
+STEPS = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
 # Kernels differ in the last bits, a state that is passed on says as much as a word of one's own.
 LEAK = 0.01
 
@@ -32,7 +34,9 @@ def keeps_apart(model: VLM, shared: int = 0) -> bool:
         shared: Tokens of a prefix that both conversations see; 0 for rows of several samples.
     """
     words = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
-    ids_L = (7 * torch.arange(shared + 2 * WORDS, device=model.device) + 3) % words
+    # A step that divides the vocabulary would come back to the same words: both conversations would be one.
+    step = next(prime for prime in STEPS if words % prime)
+    ids_L = (step * torch.arange(shared + 2 * WORDS, device=model.device) + 3) % words
     alone_L = torch.cat([ids_L[:shared], ids_L[-WORDS:]])
     other_L = alone_L.clone()
     other_L[shared] = ids_L[shared]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from transformers import PreTrainedModel
 
 from vlmkit import llm
@@ -24,7 +24,7 @@ from vlmkit.init_from import load_saved
 from vlmkit.objectives import OBJECTIVES, objective_weights
 from vlmkit.processor import Processor
 from vlmkit.quantize import quantization_config
-from vlmkit.recipe import LLM, Block, Recipe, Stage
+from vlmkit.recipe import LLM, Block, Recipe, Stage, messages
 from vlmkit.vlm import VLM
 
 
@@ -211,6 +211,8 @@ def _check_value(path: str, annotation: Any, value: Any) -> list[str]:
     try:
         read = adapter.validate_python(value)
     except ValidationError as error:
+        if models := [a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]:
+            return [f"{path}.{line}" for line in messages(error, models[0])]
         first = error.errors()[0]
         inside = "".join(f".{key}" for key in first["loc"])
         return [f"{path}{inside}: {first['msg']}; found {first['input'] if inside else value!r}"]

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from vlmkit import durable
 from vlmkit.errors import UsageError, VlmkitError
 
 MANIFEST = "vlmkit.json"
@@ -25,9 +26,16 @@ MODEL_TYPE = "vlmkit"
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write by renaming a finished file into place: a reader sees the old content or the new."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """As `write_json`; after a power cut, too, the file is the old one or the new."""
     partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(content, encoding="utf-8")
+    durable.sync(partial)
     partial.replace(path)
+    durable.sync(path.parent)
 
 
 def read_run(path: str | Path) -> dict[str, Any]:
@@ -94,14 +102,17 @@ def require_model(path: str | Path) -> None:
 
 def swap_in(partial: Path, final: Path) -> None:
     """Put a finished directory in the place of an older one."""
+    durable.sync_tree(partial)
     if final.exists():
         old = final.with_name(final.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         final.replace(old)
         partial.replace(final)
+        durable.sync(final.parent)
         shutil.rmtree(old)
     else:
         partial.replace(final)
+        durable.sync(final.parent)
 
 
 @contextmanager
@@ -124,6 +135,9 @@ def building(final: Path) -> Iterator[Path]:
         raise VlmkitError(
             f"{final} cannot be written ({reason}); make room, then go on with --resume"
         ) from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def compare_names(path: Path, wanted: set[str], stored: set[str]) -> None:

@@ -85,14 +85,16 @@ class ContrastiveHead(nn.Module):
         self.max_scale = max_scale
 
     def forward(self, pooled_BE: Tensor, text_UE: Tensor, positive_BU: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of losses over the images, each of which has a caption, and their number."""
-        image_BE = F.normalize(pooled_BE.float(), dim=-1)
-        scale = self.log_scale.exp().clamp(max=self.max_scale)
-        logits_BU = scale * image_BE @ F.normalize(text_UE.float(), dim=-1).T
-        to_text = _uniform_cross_entropy(logits_BU, positive_BU)
-        to_image = _uniform_cross_entropy(logits_BU.T, positive_BU.T)
-        count = logits_BU.new_tensor(len(logits_BU))
-        return (to_text + to_image) / 2 * count, count
+        """Sum of losses over the images, each of which has a caption, and their number; in float32."""
+        # Autocast would multiply in bfloat16 again, and differences of 0.1 between logits near 20 be lost.
+        with torch.autocast(pooled_BE.device.type, enabled=False):
+            image_BE = F.normalize(pooled_BE.float(), dim=-1)
+            scale = self.log_scale.exp().clamp(max=self.max_scale)
+            logits_BU = scale * image_BE @ F.normalize(text_UE.float(), dim=-1).T
+            to_text = _uniform_cross_entropy(logits_BU, positive_BU)
+            to_image = _uniform_cross_entropy(logits_BU.T, positive_BU.T)
+            count = logits_BU.new_tensor(len(logits_BU))
+            return (to_text + to_image) / 2 * count, count
 
 
 def _uniform_cross_entropy(logits: Tensor, positive: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import nn
 
 from vlmkit.objectives import OBJECTIVES, objective_weights
 from vlmkit.recipe import Recipe, Stage
+from vlmkit.train.head import CHUNK
 from vlmkit.train.stage import PARTS, part_module
 from vlmkit.vlm import VLM
 
@@ -15,8 +16,11 @@ FLOAT32 = 4
 ADAMW = 8
 # Half a byte, a byte of scale for 64 numbers, and a float32 for 256 scales.
 FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
-# Numbers that a block keeps for its backward pass, in widths a token, without a matrix of attention scores.
-BLOCK = 17
+# Numbers that a block keeps for its backward pass, in widths a token, without a matrix of attention scores:
+# counted on Llama's in float32, 10.5 and 4 for each width that its MLP is wide (2.75 there).
+BLOCK = 22
+# Bytes a logit: its log-softmax, the gradient of that and its own, in float32.
+LOGITS = 3 * FLOAT32
 PHOTO = (640, 480)
 TEXT = 256
 
@@ -49,16 +53,21 @@ class Memory:
 def estimate(recipe: Recipe, stage: Stage, model: VLM) -> Memory:
     """Memory of a stage that has been applied to a model, which may be on the meta device.
 
-    Every process holds the whole model (nothing is sharded), with P parameters of which T train:
+    As with one device or DDP every process holds the whole model, with P parameters of which T train; FSDP2's
+    shares are not counted:
 
     - weights 4 P: parameters are held in float32; those of 4-bit layers take 0.52 bytes each;
     - gradients 4 T, AdamW 8 T;
-    - activations e R L (17 D n + V) + 8 R L V for R rows of L tokens, a language model of width D with n
-      blocks (those that a connector puts inside it among them) and V words, and e = 4 bytes in float32,
-      else 2: 17 e is the 34 bytes of Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198; attention
-      scores left out, sdpa does not keep them), and 8 are the logits and their gradient in float32. With
-      `gradient_checkpointing` 17 n becomes n + 17. A frozen model counts too: gradients go through it. An
-      encoder that trains adds 17 e D' n' for each of its tokens.
+    - activations 22 e R L D n + 12 C V for R rows of L tokens, a language model of width D with n blocks
+      (those that a connector puts inside it among them) and V words, and e = 4 bytes in float32, else 2: the
+      tensors that a Llama block keeps are 22 D numbers a token (GPT's are 17, Korthikanti et al. 2022,
+      https://arxiv.org/abs/2205.05198; attention scores left out, sdpa does not keep them). With
+      `gradient_checkpointing` 22 n becomes n + 22. A frozen model counts too: gradients go through it. An
+      encoder that trains adds 22 e D' n' for each of its tokens;
+    - of these 12 C V are the head's: it gives logits at supervised positions, C = 1,024 of them at a time
+      (see `vlmkit.train.head`; all R L where that is less), and at the worst moment their log-softmax, its
+      gradient and theirs are there in float32. A family that caps or scales logits has all supervised
+      positions at once, of which the recipe does not say how many there are.
 
     R is `micro_batch_size`, or else `batch_size`, as on one device; L is `max_length`, or else one image of
     640 x 480 pixels and 256 tokens of text. Kernels' buffers and fragmentation come on top.
@@ -113,4 +122,5 @@ def _language(model: VLM, stage: Stage, tokens: int, size: int) -> float:
     if model.injection is not None:
         blocks += len(model.injection.blocks)
     kept = blocks + BLOCK if stage.gradient_checkpointing else BLOCK * blocks
-    return float(tokens * (size * (kept * config.hidden_size + config.vocab_size) + 8 * config.vocab_size))
+    head = LOGITS * min(tokens, CHUNK) * config.vocab_size
+    return float(tokens * size * kept * config.hidden_size + head)

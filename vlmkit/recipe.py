@@ -28,6 +28,7 @@ from vlmkit.overrides import Yaml, apply_overrides
 from vlmkit.recipe_files import find_recipe
 
 PartName = Literal["encoder", "connector", "llm"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 BlockCheck = Callable[[Mapping[str, Any]], Sequence[str]]
 
@@ -175,6 +176,10 @@ class Stage(Frozen):
             in encoders that train.
         on_bad_sample: At a sample that cannot be used (a damaged image, a malformed row) `error` stops, and
             `skip` leaves it out of its step, counts it and lists it in `skipped.jsonl`.
+        on_non_finite: At a loss or gradient that is not finite `stop` ends the run and names the samples, and
+            `skip` leaves the step out, lists them in `non_finite.jsonl`, and ends the run after 10 in a row.
+        probe_every: Steps between two looks at whether the model uses the picture (`next_token` only); null
+            for none.
         workers: Processes that load data; 0 loads in the training process.
         checkpoint_every: Steps between checkpoints; 0 for none.
     """
@@ -200,6 +205,8 @@ class Stage(Frozen):
     max_length: int | None = Field(None, ge=1)
     gradient_checkpointing: bool = False
     on_bad_sample: Literal["error", "skip"] = "error"
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    probe_every: int | None = Field(100, ge=1)
     workers: int = Field(0, ge=0)
     checkpoint_every: int = Field(200, ge=0)
 
@@ -251,6 +258,7 @@ class Recipe(Frozen):
         seed: Of initialisation, data order and augmentation.
         precision: `auto` is bfloat16 where the device computes in it, float32 elsewhere.
         init_from: A finished run, a bundled recipe (its run) or a saved model to start from, not fresh parts.
+        trackers: Also told of every step; `metrics.jsonl` is written anyway.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
@@ -261,6 +269,14 @@ class Recipe(Frozen):
     model: Model
     stages: list[Stage] = Field(min_length=1)
     evaluate: Evaluate | None = None
+    trackers: list[TrackerName] = []
+
+    @field_validator("trackers")
+    @classmethod
+    def _once(cls, trackers: list[TrackerName]) -> list[TrackerName]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError(f"each tracker once, found {', '.join(trackers)}")
+        return trackers
 
     @field_validator("stages")
     @classmethod
@@ -324,20 +340,25 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = (), check: BlockChe
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        problems = _messages(error) + problems
+        problems = messages(error) + problems
     if problems:
         lines = "".join(f"\n  {p}" for p in problems)
         raise UsageError(f"{path}: {len(problems)} error{'s' * (len(problems) > 1)}{lines}")
     return recipe
 
 
-def _messages(error: ValidationError) -> list[str]:
-    """Pydantic's findings in one line each: path, what was found, what is possible."""
+def messages(error: ValidationError, whole: type[BaseModel] | None = None) -> list[str]:
+    """Pydantic's findings in one line each: path, what was found, what is possible.
+
+    Args:
+        error: What it found.
+        whole: What the paths begin in; the recipe by default.
+    """
     messages = []
     for problem in error.errors():
         path = ".".join(str(p) for p in problem["loc"] if p != "[key]")
         if problem["type"] == "extra_forbidden":
-            messages.append(f"{path}: unknown key{_nearest(problem['loc'])}")
+            messages.append(f"{path}: unknown key{_nearest(problem['loc'], whole or Recipe)}")
         elif problem["type"] == "missing":
             messages.append(f"{path}: is missing")
         else:
@@ -355,8 +376,8 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 }  # fmt: skip
 
 
-def _nearest(loc: tuple[int | str, ...]) -> str:
-    section = next((_SECTIONS[str(p)] for p in reversed(loc[:-1]) if str(p) in _SECTIONS), Recipe)
+def _nearest(loc: tuple[int | str, ...], whole: type[BaseModel]) -> str:
+    section = next((_SECTIONS[str(p)] for p in reversed(loc[:-1]) if str(p) in _SECTIONS), whole)
     known = sorted(section.model_fields)
     return f"{_hint(loc[-1], known)} (known: {', '.join(known)})"
 

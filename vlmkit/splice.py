@@ -24,7 +24,6 @@ from vlmkit_connectors import (
     Connector,
     Grid,
     Groups,
-    LayerInjection,
     Questions,
     VisionFeatures,
 )
@@ -135,11 +134,10 @@ def _rows(grid: Grid, connector: Connector) -> Grid:
 
 
 def _no_grid(why: str, connector: Connector, otherwise: str) -> UsageError:
-    beside = isinstance(connector, LayerInjection)
-    same = {name: cls for name, cls in CONNECTORS.items() if issubclass(cls, LayerInjection) is beside}
+    same = {name: cls for name, cls in CONNECTORS.items() if cls.in_sequence is connector.in_sequence}
     keeps = ", ".join(n for n, cls in same.items() if cls.token_grid is not Connector.token_grid)
     # All of the bundled ones beside the sequence keep the grid where nothing resamples it.
-    how = "with resampler: none" if beside else "without fusion: interleave"
+    how = "without fusion: interleave" if connector.in_sequence else "with resampler: none"
     return UsageError(
         f"{why}, and the tokens of {type(connector).__name__} form none; use a connector that keeps the grid "
         f"({keeps}) {how}, or {otherwise}"

@@ -74,18 +74,14 @@ def test_each_kind_of_problem_is_found_once_with_its_id(recipe, bad):
     report, stages = checked(recipe(bad, max_length=60, prompt="vicuna_v1"))
     (source,) = stages["only"].values()
     found = {kind: listed.ids for kind, listed in source.problems.items()}
-    unread = found.pop("malformed"), found.pop("image_slots")
-    assert unread == (["malformed", "llava_json row 10"], ["llava_json row 5"])
-    # An empty answer is supervised through its end token in this format.
+    assert found.pop("malformed") == ["malformed", "row 10"]
     assert found == {kind: [kind] for kind in found}
     assert set(found) == set(PROBLEMS) - {
         "malformed",
-        "image_slots",
         "unknown_word",
         "token_budget",
-        "unsupervised",
     }
-    assert source.samples == 11 and source.rows == 3 and report.found == 8
+    assert source.samples == 11 and source.rows == 2 and report.found == 9
     assert "'image_slots'" in source.problems["image_slots"].first[0].message
     assert str(60) in source.problems["too_long"].first[0].message
 
@@ -98,7 +94,8 @@ def test_an_empty_row_and_an_unknown_word_are_found(recipe, bad, tmp_path, noise
     ]
     asked.write_text(json.dumps(rows))
     weightless = tmp_path / "weightless.json"
-    weightless.write_text(json.dumps([row("unsupervised", "0.png", "<image>what?", "")]))
+    trained = row("trained", "0.png", "<image>what?", "what")
+    weightless.write_text(json.dumps([row("unsupervised", "0.png", "<image>what?", ""), trained]))
     report, stages = checked(
         recipe({**bad, "path": str(weightless)}, {**bad, "path": str(asked)}, eos_weight=0.0)
     )
@@ -243,7 +240,7 @@ def written(recipe, bad, tmp_path):
 def test_the_command_says_what_is_wrong_and_its_exit_code(written, bad, tmp_path, capsys):
     assert main(["data", "check", written(bad), "--workers", "0", "--json", str(tmp_path / "out.json")]) == 1
     said = capsys.readouterr().out
-    assert "gone.png does not exist" in said and "7 problems found" in said
+    assert "gone.png does not exist" in said and "8 problems found" in said
     stored = json.loads((tmp_path / "out.json").read_text())
     (source,) = stored["stages"][0]["sources"].values()
     assert stored["clean"] is False and source["problems"]["image_missing"]["ids"] == ["image_missing"]
@@ -252,6 +249,31 @@ def test_the_command_says_what_is_wrong_and_its_exit_code(written, bad, tmp_path
     assert json.loads(capsys.readouterr().out)["clean"] is True
     assert main(["data", "check", written(bad), "--json", str(tmp_path / "no/out.json")]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_what_a_stage_skips_is_no_failure_of_the_check(recipe, bad, tmp_path, capsys):
+    """Exit code 1 says that training would stop: by a stage that skips only where nothing can be used."""
+    path = tmp_path / "recipe.yaml"
+
+    def check(data, evaluate=None, skip=True):
+        policy = {"on_bad_sample": "skip"} if skip else {}
+        path.write_text(json.dumps(recipe(data, evaluate, **policy).model_dump(mode="json")))
+        arguments = ["data", "check", str(path), "--workers", "0", "--json", str(tmp_path / "out.json")]
+        return main(arguments), capsys.readouterr().out, json.loads((tmp_path / "out.json").read_text())
+
+    code, said, stored = check(bad)
+    assert (code, stored["problems"], stored["stops"]) == (0, 8, 0) and stored["clean"] is False
+    assert stored["stages"][0]["on_bad_sample"] == "skip"
+    assert "training skips these (on_bad_sample: skip)" in said and "\nimages missing: 1\n" in said
+    assert "8 problems found; training stops at none of them" in said
+    code, said, stored = check(bad, skip=False)
+    assert (code, stored["stops"]) == (1, 8) and "training skips" not in said
+    code, said, stored = check(bad, evaluate=bad)
+    assert (code, stored["stops"]) == (1, 8) and "16 problems found; training stops at 8 of them" in said
+    gone = {**bad, "path": str(tmp_path / "gone.json")}
+    (tmp_path / "gone.json").write_text(json.dumps([row("a", "gone.png", "<image>what?", "a cat")]))
+    code, said, _ = check(gone)
+    assert code == 1 and "none of its samples can be used" in said
 
 
 def test_longer_rows_are_stated_and_samples_shown_apart(tiny_recipe, tmp_path, capsys):
@@ -275,3 +297,16 @@ def test_the_inspect_command_writes_a_page_and_fails_where_a_shown_sample_does(
     assert main(["data", "inspect", written(bad), "-n", "99"]) == 1
     said = capsys.readouterr().out
     assert "a dog" in said and "gone.png does not exist" in said
+    for name in ("row 10", "image_slots"):
+        assert main(["data", "inspect", written(bad), "--id", name]) == 1
+        assert capsys.readouterr().out.splitlines()[2].startswith(f"{name} (llava_json)")
+
+
+def test_a_long_name_of_a_source_is_folded_and_not_cut(written, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "90")
+    name = "".join(f"source{i}_" for i in range(9))
+    source = {"name": name, "data": {"type": "easy_vqa", "limit": 2}}
+    assert main(["data", "check", written({"type": "mixture", "sources": [source]}), "--workers", "0"]) == 0
+    said = capsys.readouterr().out
+    lines = [line.split() for line in said.split("supervised")[1].split("tokens a row")[0].splitlines()]
+    assert "".join(words[0] for words in lines if words and words[0] in name) == name, said

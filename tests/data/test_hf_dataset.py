@@ -141,6 +141,9 @@ FORMS = {
 }
 
 
+LLAVA_WITHOUT_SLOT = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a dot"}]
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_says_the_same(form):
     sample = read({"talk": FORMS[form], "images": encoded(7), "id": 12})
@@ -167,6 +170,26 @@ def test_images_without_a_slot_go_before_the_first_question():
 def test_an_image_is_bytes_or_a_path_alone_or_in_a_list(value, tmp_path):
     dot(7).save(tmp_path / "7.png")
     assert red(read({"talk": ASKED, "images": value}, folder=tmp_path)) == [7]
+
+
+@pytest.mark.parametrize("feature", [False, True])
+def test_no_text_leads_out_of_the_folder_of_images(feature, tmp_path):
+    """A whole path is possible in the feature `Image` alone, which `datasets` itself writes so."""
+    for name in ("../../../etc/hostname", "/etc/hostname"):
+        row = {"talk": ASKED, "images": [{"bytes": None, "path": name} if feature else name]}
+        if feature and name.startswith("/"):
+            assert read(row, folder=tmp_path).images == (Path(name),)
+            continue
+        with pytest.raises(VlmkitError, match=r"row 4, field 'images\[0\]': .*hostname' leads out of"):
+            read(row, folder=tmp_path)
+
+
+def test_prompt_and_completion_are_refused_with_the_way_out(tmp_path):
+    rows = table([{"prompt": "what?", "completion": "a dot"}], prompt=TEXT, completion=TEXT)
+    with pytest.raises(UsageError, match=r"prompt and completion are not read; write one of both: data\.map"):
+        hf_dataset(saved(tmp_path, rows), images=None)
+    written = rows.map(lambda row: {"texts": [{"user": row["prompt"], "assistant": row["completion"]}]})
+    assert said(hf_dataset(saved(tmp_path / "b", written), images=None)[0])[1] == ("assistant", ("a dot",))
 
 
 @pytest.mark.parametrize("value", [None, []])
@@ -199,7 +222,9 @@ def test_a_row_may_have_no_image(value):
         ({"talk": [{"from": "bot", "value": "a"}]}, r"'talk'\[0\], field 'from': unknown 'bot'"),
         ({"talk": FORMS["slot"], "images": [b"a", b"b"]}, "1 image slots for 2 images in 'images'"),
         ({"talk": FORMS["slot"], "images": []}, "1 image slots for 0 images"),
-        ({"talk": [{"from": "human", "value": "what?"}], "images": [b"a"]}, "0 image slots for 1 images"),
+        ({"talk": LLAVA_WITHOUT_SLOT, "images": [b"a"]}, "0 image slots for 1 images"),
+        ({"talk": [{"user": "what?", "assistant": ""}]}, "'talk': the answer in turn 1 is empty; fill it"),
+        ({"talk": FORMS["slot"][1:] + FORMS["slot"]}, "'talk': the roles are .*user and assistant in turn"),
     ],
 )
 def test_errors_name_row_and_field(row, message):

@@ -2,12 +2,14 @@
 
 import json
 import pickle
+import re
+from functools import partial
 
 import pytest
 from PIL import Image
 
 from vlmkit.data.formats.image_captions import image_captions
-from vlmkit.data.sample import IMAGE, Message
+from vlmkit.data.sample import IMAGE, Message, read_row
 from vlmkit.errors import UsageError, VlmkitError
 
 
@@ -90,6 +92,25 @@ def test_malformed_tables(folder, rows, message):
     table(folder, rows)
     with pytest.raises(VlmkitError, match=message):
         image_captions(folder)
+    samples = image_captions(folder, check=False)
+    errors = [row.error for row in map(partial(read_row, samples), range(len(samples))) if row.error]
+    assert any(re.search(message, str(error)) for error in errors), "kept, and said when it is reached"
+
+
+def test_unchecked_bad_rows_come_after_all_images(folder):
+    """Each had ended the whole data set, also where bad samples are skipped."""
+    table(folder, [*ROWS[:2], {"file_name": "gone.png", "text": "x"}, {"file_name": "b.PNG", "text": 5}])
+    with (folder / "metadata.jsonl").open("a") as file:
+        file.write("\n{")
+    samples = image_captions(folder, check=False)
+    rows = [read_row(samples, number) for number in range(len(samples))]
+    bad = [f"metadata.jsonl bad row {i}" for i in range(2)]
+    assert [row.name for row in rows] == ["a.jpg", "b.PNG", "sub/c.webp", *bad]
+    assert [row.error is None for row in rows] == [True, False, True, False, False]
+    assert "line 4, field 'text'" in str(rows[1].error) and "gone.png does not exist" in str(rows[3].error)
+    assert (
+        len(image_captions(folder, limit=4, check=False)) == 4 and len(image_captions(folder, 1, False)) == 1
+    )
 
 
 def test_other_errors(folder, tmp_path_factory):
@@ -110,6 +131,8 @@ def test_a_text_that_is_not_utf8(folder):
     (folder / "a.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(VlmkitError, match=r"a\.txt is not UTF-8"):
         image_captions(folder)
+    samples = image_captions(folder, check=False)
+    assert "a.txt is not UTF-8" in str(read_row(samples, 0).error) and samples[2].captions == ("a bird",)
 
 
 def test_what_stays_in_memory_are_paths_and_captions(tmp_path):

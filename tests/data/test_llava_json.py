@@ -44,6 +44,14 @@ def test_single_image_multi_image_and_text_rows(tmp_path):
     assert text.conversations[0][0] == Message("system", ("Be brief.",))
 
 
+@pytest.mark.parametrize("image", [None, "", []])
+def test_a_row_may_say_that_it_has_no_image(tmp_path, image):
+    (sample,) = llava_json(
+        write(tmp_path, [{"image": image, "conversations": turns("Hi", "Hello")}]), tmp_path
+    )
+    assert sample.images == ()
+
+
 def test_jsonl_and_limit(tmp_path):
     path = write(tmp_path, "\n\n".join(json.dumps(r) for r in ROWS[:2]) + "\n", "data.JSONL")
     assert [s.id for s in llava_json(path, tmp_path)] == ["000", "7"]
@@ -56,7 +64,20 @@ def test_jsonl_and_limit(tmp_path):
     ("change", "message"),
     [
         ({"image": 5}, r"row 0 \(id 'x'\), field 'image': a file name or a list of them is needed, found 5"),
-        ({"image": None}, "field 'image'.*found None"),
+        ({"image": None}, "field 'conversations': 1 <image> placeholders for 0 images"),
+        ({"image": ["a.png", None]}, "field 'image': a file name or a list of them is needed"),
+        (
+            {"conversations": turns("<image>", " \n")},
+            "'conversations': the answer in turn 1 is empty; fill it",
+        ),
+        (
+            {"conversations": turns("<image>")},
+            "'conversations': the roles are .*must end with the assistant's",
+        ),
+        (
+            {"conversations": turns("<image>", "A dog.")[::-1]},
+            "'conversations': the roles are .*user and assis",
+        ),
         ({"image": ["a.png", "b.png"]}, r"row 0 \(id 'x'\).*1 <image> placeholders for 2 images"),
         ({"image": []}, "1 <image> placeholders for 0 images"),
         ({"conversations": []}, "field 'conversations': a list of messages is needed"),
@@ -136,7 +157,7 @@ def test_missing_paths(tmp_path):
         llava_json(tmp_path / "none.json", tmp_path)
     with pytest.raises(VlmkitError, match="nowhere is not a folder"):
         llava_json(write(tmp_path, ROWS), tmp_path / "nowhere")
-    with pytest.raises(VlmkitError, match="cannot be read as text"):
+    with pytest.raises(VlmkitError, match=r"cannot be read \(Is a directory\); give a JSON or JSONL file"):
         llava_json(tmp_path, tmp_path)
     (tmp_path / "latin.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(VlmkitError, match="cannot be read as text"):

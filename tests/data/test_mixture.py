@@ -168,7 +168,9 @@ def test_a_recipe_is_checked_down_to_the_sources(block):
     (found,) = problems(weight=-1)
     assert found.startswith("stages.0.data.sources.0.weight: ") and "greater than 0; found -1" in found
     (found,) = problems(wieght=1)
-    assert found.startswith("stages.0.data.sources.0.wieght: ")
+    assert found.startswith(
+        "stages.0.data.sources.0.wieght: unknown key; did you mean 'weight'? (known: data, "
+    )
 
 
 def test_a_run_shows_the_shares_and_any_step_can_be_the_first(block, tmp_path, tiny_recipe, collating):

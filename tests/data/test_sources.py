@@ -85,7 +85,8 @@ def test_a_path_is_a_path(name):
 
 
 def test_rows_carry_images_in_texts_and_in_memory(tmp_path):
-    row = {"image": [URI, "a.png"], "conversations": [{"from": "human", "value": "<image><image>"}]}
+    turns = [{"from": "human", "value": "<image><image>"}, {"from": "gpt", "value": "two"}]
+    row = {"image": [URI, "a.png"], "conversations": turns}
     (tmp_path / "a.json").write_text(json.dumps([row]))
     assert llava_json(tmp_path / "a.json", tmp_path)[0].images == (PNG, tmp_path / "a.png")
     row = {"images": [NOISE, URI, {"bytes": PNG, "path": None}], "talk": [{"user": "a", "assistant": "b"}]}

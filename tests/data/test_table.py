@@ -152,7 +152,7 @@ def test_other_errors(tmp_path, monkeypatch):
     (tmp_path / "latin.csv").write_bytes(b"image,question,answer\na,\xff,c\n")
     with pytest.raises(VlmkitError, match=r"latin\.csv is not UTF-8"):
         table(tmp_path / "latin.csv")
-    with pytest.raises(VlmkitError, match=r"none\.csv cannot be read"):
+    with pytest.raises(VlmkitError, match=r"none\.csv does not exist"):
         table(tmp_path / "none.csv")
     with pytest.raises(UsageError, match=r"there is no file .*none\.parquet"):
         table(tmp_path / "none.parquet")
@@ -165,6 +165,16 @@ def test_other_errors(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=r"vlmkit\[train\]"):
         table(tmp_path / "bad.parquet")
+
+
+@pytest.mark.parametrize("name", ["../../../etc/hostname", "/etc/hostname"])
+def test_no_path_leads_out_of_the_folder_of_images(name, tmp_path):
+    path = written(tmp_path / "t.csv", [{"image": name, "question": "what?", "answer": "a dot"}])
+    with pytest.raises(VlmkitError, match=r"t\.csv row 0, field 'images\[0\]': .*hostname' leads out of"):
+        table(path, image_folder=tmp_path)
+    assert [str(image) for image in table(path)[0].images] == [name], (
+        "without a folder a path is what it says"
+    )
 
 
 def test_the_csv_modules_limit_is_as_it_was(tmp_path):

@@ -107,6 +107,21 @@ def test_what_a_sample_is_made_of(tmp_path):
         assert g.conversations[0][1].text == "so"
 
 
+def test_an_image_of_another_use_is_shown_to_nobody_unasked(tmp_path):
+    files = [("2.jpg", png(1, "jpeg")), ("2.seg.png", png(2)), ("2.txt", b"a dot")]
+    path = shard(tmp_path / "a.tar", files)
+    with pytest.raises(VlmkitError, match=r"a\.tar, member 2\.seg\.png: .*images: \[seg\.png\]"):
+        webdataset(path)
+    with pytest.raises(VlmkitError, match=r"member 2\.seg\.png"):
+        _ = webdataset(path, check=False)[0]
+    for asked, shown in ((["jpg"], ["2.jpg"]), (["seg.png"], ["2.seg.png"]), ([".JPG", "seg.png"], None)):
+        (sample,) = webdataset(path, images=asked)
+        assert [image.name for image in sample.images] == (shown or ["2.jpg", "2.seg.png"])
+    numbers = [("a.0.png", png(1)), ("a.1.png", png(2)), ("a.0.seg.png", png(3)), ("a.txt", b"a dot")]
+    (sample,) = webdataset(shard(tmp_path / "b.tar", numbers), images=["png"])
+    assert red(sample) == [1, 2]
+
+
 def test_files_of_a_sample_may_lie_apart(tmp_path):
     files = [(f"{i}.png", png(i)) for i in range(3)] + [(f"{i}.txt", b"dot") for i in (2, 0, 1)]
     assert [red(s) for s in webdataset(shard(tmp_path / "a.tar", files))] == [[0], [1], [2]]
@@ -133,6 +148,17 @@ def test_the_index_is_made_once_and_again_for_another_file(tmp_path, monkeypatch
     for cached in (tmp_path / "cache/tar").iterdir():
         cached.write_bytes(b"PK damaged")
     assert len(webdataset(path)) == 4 and len(built) == 3
+
+
+def test_a_shard_that_is_replaced_while_it_is_in_use_is_refused(tmp_path):
+    """Positions in the old one would give other bytes, or another image of the same size."""
+    samples = webdataset(numbered(tmp_path / "a.tar", range(3)))
+    before = samples[0]
+    numbered(tmp_path / "b.tar", range(3, 6))
+    (tmp_path / "b.tar").replace(tmp_path / "a.tar")
+    for read in (before.open_images, lambda: samples[1].open_images()):
+        with pytest.raises(VlmkitError, match=r"a\.tar was changed while it is in use; start again"):
+            read()
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
@@ -210,6 +236,7 @@ def test_a_damaged_header_is_no_end(tmp_path):
     [
         ([("a.png", b"x"), ("a.txt", b"x"), ("b.png", b"x")], "1 of 2 samples have neither .* first is 'b'"),
         ([("a.png", b"x"), ("a.txt", b" \n")], r"a\.tar/a has neither a conversation nor a caption"),
+        ([("a.png", b"x"), ("a.txt", "café".encode("latin-1"))], r"a\.tar, member a\.txt is not UTF-8 text"),
         ([("a.txt", b"dot")], r"a\.tar/a has no image for its caption"),
         ([("a.json", b"{")], r"a\.tar, member a\.json is not JSON"),
         ([("a.json", b"3")], r"member a\.json: an object or a list is needed, found int"),

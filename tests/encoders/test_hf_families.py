@@ -4,11 +4,13 @@ Weights are of a scale that matters, pictures go through transformers' processor
 """
 
 import json
+import shutil
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     Aimv2VisionModel,
     BeitModel,
@@ -302,13 +304,19 @@ def test_the_stored_config_rebuilds_the_encoder(encoder, pictures, see):
         assert type(encoder)(**encoder.config).spec == encoder.spec
 
 
-def test_a_missing_or_foreign_tensor_is_refused(encoder, folder):
+def test_a_missing_or_foreign_tensor_is_refused(encoder, folder, tmp_path):
     name = "depths" if "depths" in encoder.fields else "num_hidden_layers"
     stated = encoder.config["vision_config"]
     more = [*stated[name][:-1], 2] if name == "depths" else stated[name] + 1
     twin = type(encoder)(**{**encoder.config, "vision_config": {**stated, name: more}})
     with pytest.raises(VlmkitError, match="missing tensors"):
         twin.load(str(folder))
+    shutil.copytree(folder, tmp_path / "more")
+    tensors = load_file(folder / "model.safetensors")
+    more = {**tensors, "foreign.weight": torch.zeros(1)}
+    save_file(more, tmp_path / "more/model.safetensors", {"format": "pt"})
+    with pytest.raises(VlmkitError, match=r"unexpected tensors: foreign\.weight"):
+        type(encoder)(**encoder.config).load(str(tmp_path / "more"))
 
 
 def test_unknown_fields_and_texts_are_refused(family, encoder):

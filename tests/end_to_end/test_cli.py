@@ -24,7 +24,18 @@ def options(verb):
 
 
 SURFACE = {
-    "train": {"recipe", "overrides", "--resume", "--share", "--share-limit", "--tiny", "--debug"},
+    "train": {
+        "recipe",
+        "overrides",
+        "--resume",
+        "--resume-from",
+        "--share",
+        "--share-limit",
+        "--track",
+        "--tiny",
+        "--debug",
+    },
+    "merge": {"run", "--output", "--checkpoint", "--dequantize", "--debug"},
     "plan": {"recipe", "overrides", "--fetch", "--debug"},
     "sweep": {
         "recipe",

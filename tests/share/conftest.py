@@ -1,7 +1,5 @@
 """Tiny runs of two stages that share a directory, and one that collects what is said."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -100,8 +98,9 @@ def assert_equal_runs():
 
 
 def _rows(run):
-    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [{name: value for name, value in row.items() if not name.endswith("seconds")} for row in rows]
+    from vlmkit.train.metrics import read_metrics, repeatable
+
+    return [repeatable(row) for row in read_metrics(run / "metrics.jsonl")]
 
 
 def _last_checkpoints(run):

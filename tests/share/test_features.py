@@ -2,7 +2,6 @@
 
 import io
 import re
-import threading
 import time
 
 import pytest
@@ -64,6 +63,29 @@ def stored(tmp_path):
         return StoredFeatures(list(model.encoders), files)
 
     return make
+
+
+class Clock:
+    """Seconds that pass when somebody sleeps; a look takes a millionth, so that order shows."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        self.now += 1e-6
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """In place of the machine's, whose speed would decide otherwise."""
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+    monkeypatch.setattr(time, "sleep", clock.sleep)
+    return clock
 
 
 def differences(seen, others):
@@ -178,13 +200,13 @@ class TestRuns:
         assert mine == pytest.approx(theirs, abs=1e-5)
 
     def test_seconds_of_a_step_are_without_frozen_encoders(
-        self, make_recipe, train, stages, tmp_path, monkeypatch
+        self, make_recipe, train, stages, tmp_path, monkeypatch, clock
     ):
         """Whether a run encodes, waits for another that does, or reads: its steps are the same work."""
         encode, slow = features.encode_alone, 0.05
 
         def encode_slowly(*args):
-            time.sleep(slow)
+            clock.sleep(slow)
             return encode(*args)
 
         monkeypatch.setattr(features, "encode_alone", encode_slowly)
@@ -202,13 +224,18 @@ class TestRuns:
         alone, _ = train(make_recipe("alone", [stages[2]]))
         assert all("features_seconds" not in row for row in read_metrics(alone / "metrics.jsonl"))
 
-    def test_waiting_for_another_run_is_no_time_of_a_step(self, frozen, stored, pictures):
+    def test_waiting_for_another_run_is_no_time_of_a_step(self, frozen, stored, pictures, monkeypatch, clock):
         model = frozen("square")
         seen = stored(model)
         given = pixels_of(model, pictures)
         lock = FileLock(seen.files[0].path.with_suffix(".lock"), "other")
-        timer = threading.Timer(0.3, lock.release)
-        timer.start()
+
+        def sleep(seconds):
+            clock.sleep(seconds)
+            if clock.now > 0.3:
+                lock.release()
+
+        monkeypatch.setattr(time, "sleep", sleep)
         began = time.perf_counter()
         seen(*given)
         took = time.perf_counter() - began

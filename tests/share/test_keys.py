@@ -7,13 +7,14 @@ import torch
 from accelerate import Accelerator
 
 from vlmkit.assemble import assemble
+from vlmkit.errors import VlmkitError
 from vlmkit.share import keys
 from vlmkit.share.stages import StageWork, stage_key
-from vlmkit.train.loop import StageRun
 from vlmkit.train.metrics import MetricsFile, Silent
 from vlmkit.train.module import StageModule
 from vlmkit.train.run import _stage_data
 from vlmkit.train.stage import apply_stage
+from vlmkit.train.stage_run import StageRun
 
 
 class Texts:
@@ -137,3 +138,32 @@ def test_threads_change_the_key(key_of):
     before = key_of()
     torch.set_num_threads(torch.get_num_threads() + 1)
     assert key_of() != before
+
+
+def test_the_shares_of_a_mixture_are_in_the_key(key_of, stages, captioned):
+    """The samples are the same ones in the same order; what an epoch shows of them is not."""
+
+    def of(weights, **options):
+        sources = [{"name": f"s{i}", "data": captioned, "weight": w} for i, w in enumerate(weights)]
+        mixture = {"type": "mixture", "sources": sources, **options}
+        return key_of(stages=[{**stages[0], "data": mixture}, stages[1]])
+
+    found = {of((1, 1)), of((1, 3)), of((3, 1)), of((1, 1), epoch=12), of((1, 3), epoch=12)}
+    assert len(found) == 5
+    assert of((1, 3)) in found and of((2, 6)) in found
+
+
+class Rows(list):
+    """Samples of which a None cannot be read."""
+
+    def __getitem__(self, number):
+        sample = super().__getitem__(number)
+        if sample is None:
+            raise VlmkitError("row 1 has no text")
+        return sample
+
+
+def test_a_row_that_cannot_be_read_has_its_place_in_the_key(make_sample):
+    a, b = (make_sample(name, 1, ("what is it?", "red")) for name in "ab")
+    kinds = ([a, b], [a, None, b], [None, a, b], [a, b, None], [a, make_sample("n", 0, ("no", "no")), b])
+    assert len({keys.data_hash(Rows(rows)) for rows in kinds}) == len(kinds)

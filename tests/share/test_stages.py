@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from vlmkit.errors import VlmkitError
+from vlmkit.share import shared
 from vlmkit.share.lock import one_at_a_time
-from vlmkit.train.loop import Interrupted
 from vlmkit.train.metrics import Silent, read_metrics
 from vlmkit.train.run import train_recipe
+from vlmkit.train.stage_run import Interrupted
 
 # A run in a process of its own, slow enough to be met while it trains its first stage. With `die` it dies
 # while it stores that stage: one file is there, no handler runs.
@@ -37,7 +38,7 @@ OTHER = textwrap.dedent("""
         os.kill(os.getpid(), signal.SIGKILL)
 
     if sys.argv[3] == "die":
-        stages._write = half
+        stages.checkpoints.derive = half
     train_recipe(Recipe.model_validate_json(sys.argv[1]), reporter=Slow(), share=Path(sys.argv[2]))
 """)
 POOL_1 = {"connector": {"pool": 1}}
@@ -194,3 +195,57 @@ def test_a_damaged_entry_is_named(shelf, make_recipe, train, tmp_path):
     next(tmp_path.glob("share/stages/*/checkpoints/*/trained.safetensors")).write_bytes(b"no tensors")
     with pytest.raises(VlmkitError, match=r"stages/.* is damaged .* delete it, it is only a cache"):
         train(make_recipe("taken"), tmp_path / "share")
+
+
+@pytest.fixture
+def leaky(captioned, stages, tmp_path):
+    """Two stages that leave out a broken image, the first of their data; the first one probes."""
+    shutil.copytree(captioned["folder"], tmp_path / "data")
+    (tmp_path / "data/00.png").write_bytes(b"broken")
+    data = {**captioned, "folder": str(tmp_path / "data")}
+    skips = {"data": data, "on_bad_sample": "skip"}
+    return [{**stages[2], **skips, "probe_every": 3}, {**stages[1], **skips, "steps": 1}]
+
+
+def test_what_a_stage_left_out_is_taken_over_with_it(make_recipe, train, leaky, tmp_path):
+    """And what its last probe has found is said again."""
+    share = tmp_path / "share"
+    mine, _ = train(make_recipe("a", leaky), share)
+    assert list(share.glob("features/*.sqlite")), (
+        "the broken image comes first, and others have their features"
+    )
+    theirs, notes = train(make_recipe("b", leaky), share)
+    assert "taken from" in notes[1]
+    assert (
+        notes[0].startswith("stage first, its last probe, step 3: loss ") and "with blank images" in notes[0]
+    )
+    one, other = (read_metrics(path / "skipped.jsonl") for path in (mine, theirs))
+    assert one == other and [row["kind"] for row in one if row["stage"] == "first"] == ["image_unreadable"]
+
+
+def test_steps_that_were_not_finite_are_taken_over_too(make_recipe, train, stages, tmp_path):
+    share, row = tmp_path / "share", {"stage": "first", "step": 1, "id": "x", "kind": "loss"}
+    two = [stages[0], {**stages[1], "steps": 1}]
+    train(make_recipe("a", two), share)
+    (entry,) = entries(share)
+    (share / "stages" / entry / "non_finite.jsonl").write_text(json.dumps(row) + "\n")
+    recipe = make_recipe("b", two)
+    with pytest.raises(Interrupted):
+        train_recipe(recipe, reporter=Stop("first"))
+    (recipe.run_dir / "non_finite.jsonl").write_text(json.dumps({**row, "id": "y"}) + "\n")
+    taken, _ = train(recipe, share, resume=True)
+    assert read_metrics(taken / "non_finite.jsonl") == [row]
+
+
+@pytest.mark.parametrize("other", [{"steps": 2}, {"limit": 11}])
+def test_a_stage_of_other_steps_or_samples_is_refused(
+    make_recipe, train, stages, captioned, tmp_path, monkeypatch, other
+):
+    """Should a key ever leave out what decides about them."""
+    monkeypatch.setattr(shared, "stage_key", lambda work: "key")
+    share, second = tmp_path / "share", {**stages[1], "steps": 1}
+    train(make_recipe("a", [stages[0], second]), share)
+    data = {**captioned, **{k: v for k, v in other.items() if k == "limit"}}
+    changed = {**stages[0], "data": data, **{k: v for k, v in other.items() if k != "limit"}}
+    with pytest.raises(VlmkitError, match=r"is of another stage .* delete it, it is only a cache"):
+        train(make_recipe("b", [changed, second]), share)

@@ -16,8 +16,8 @@ from vlmkit.sweep.process import TrainProcess, command, read_record
 from vlmkit.sweep.request import Request
 from vlmkit.sweep.run import sweep
 from vlmkit.sweep.tables import combine, markdown_table
-from vlmkit.train.loop import Interrupted
 from vlmkit.train.metrics import read_metrics
+from vlmkit.train.stage_run import Interrupted
 
 VARY = {"model.connector.pool": [1, 2]}
 NAMES = [f"pool-{pool}_seed-{seed}" for pool in (1, 2) for seed in (3, 4)]

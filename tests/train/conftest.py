@@ -56,10 +56,11 @@ def run_steps(tmp_path):
 
     from vlmkit.data.collate import Collator, TextRules
     from vlmkit.data.prompts import PROMPTS
-    from vlmkit.train.loop import StageRun, run_stage
+    from vlmkit.train.loop import run_stage
     from vlmkit.train.metrics import MetricsFile, Silent, read_metrics
     from vlmkit.train.module import StageModule
     from vlmkit.train.stage import apply_stage
+    from vlmkit.train.stage_run import StageRun
     from vlmkit.train.steps import StageData
 
     def run(model, stage, samples, text=True):

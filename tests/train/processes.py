@@ -6,6 +6,7 @@ second one gets text alone.
 
 import io
 import json
+import math
 import os
 import signal
 import sys
@@ -19,17 +20,20 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from vlmkit.assemble import assemble
 from vlmkit.data.collate import Collator, TextRules
+from vlmkit.data.formats.mixture import Mixture, Share
 from vlmkit.data.prompts import PROMPTS
 from vlmkit.data.sample import IMAGE, Message, Sample
 from vlmkit.errors import UsageError
 from vlmkit.recipe import Recipe
+from vlmkit.train import probe
 from vlmkit.train.distribute import make_accelerator, whole
-from vlmkit.train.loop import Interrupted, StageRun, run_stage
+from vlmkit.train.loop import run_stage
 from vlmkit.train.metrics import MetricsFile, Silent
 from vlmkit.train.module import StageModule
 from vlmkit.train.reach import freeze_unreached
 from vlmkit.train.schedule import permutation
 from vlmkit.train.stage import apply_stage
+from vlmkit.train.stage_run import Interrupted, StageRun
 from vlmkit.train.steps import StageData
 
 SAMPLES = 8
@@ -59,6 +63,14 @@ def samples():
     return ordered
 
 
+def mixture():
+    """Samples with an image, and samples without, as two sources."""
+    kinds = {"images": range(0, SAMPLES, 2), "texts": range(1, SAMPLES, 2)}
+    firsts = dict(zip(kinds, (0, SAMPLES // 2), strict=True))
+    shares = [Share(name, firsts[name], len(places), len(places)) for name, places in kinds.items()]
+    return Mixture([[sample(place) for place in places] for places in kinds.values()], shares)
+
+
 class Tower:
     """A text tower in which each text is a random direction."""
 
@@ -77,6 +89,22 @@ def rough(model):
             parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
     model.vision_encoder._text_tower = Tower()
     return model
+
+
+def poisoned(ids, gradient=False):
+    """A hook that makes the loss of batches with one of these samples no number; that of probes stays.
+
+    With `gradient` the loss is as it was, and its gradient is no number.
+    """
+
+    def broken(total):
+        return total + 0.0 * (0.0 * total).sqrt() if gradient else total * math.nan
+
+    def hook(module, args, options, losses):
+        bad = set(ids) & set(args[0].sample_ids) and not options
+        return {name: (broken(total), weight) for name, (total, weight) in losses.items()} if bad else losses
+
+    return hook
 
 
 def run_job(recipe, job, folder):
@@ -99,10 +127,13 @@ def run_job(recipe, job, folder):
     rows = apply_stage(model, stage)
     module = StageModule(model, stage)
     freeze_unreached(module, rows)
+    hook = poisoned(job.get("poison", ()), job.get("gradient", False))
+    module.register_forward_hook(hook, with_kwargs=True)
+    probe.FEWEST_SAMPLES = job.get("fewest", probe.FEWEST_SAMPLES)
     p = model.processor
     asks = {"pack": stage.pack, "pack_length": stage.pack_length, "questions": p.connector.reads_text}
     rules = TextRules(p.tokenizer, PROMPTS["chat_template"], p.count_fitted, p.image_token_id, **asks)
-    data = StageData(samples(), Collator(p.specs, rules), seed=0)
+    data = StageData(mixture() if job.get("mixed") else samples(), Collator(p.specs, rules), seed=0)
     metrics = MetricsFile(into / "metrics.jsonl", accelerator.is_main_process)
     seen = {}
 

@@ -1,6 +1,7 @@
 """Several processes: the gradients of one, checkpoints for any number, and nobody waits for ever."""
 
 import json
+import math
 import os
 import runpy
 import signal
@@ -30,6 +31,7 @@ STAGE = {"train": PARTS, "warmup": 0, "schedule": "constant", "clip": 1e9, "batc
 # A retrieval head and a last layer that the next token never asks for.
 ENCODER = {"type": "vit", "image_size": 16, "patch_size": 4, "width": 16, "depth": 2, "heads": 2}
 UNREACHED = {"embed_dim": 8, "layer": -2, "text_tower": "words"}
+CLIPPED = {"clip": 1e-3}
 # All images are in one of two processes: its loss over them is that of one process.
 BOTH = {"objective": {"next_token": 1.0, "contrastive": 0.2}}
 
@@ -105,6 +107,12 @@ def folder(tiny_recipe, tmp_path_factory):
         made = {"name": name, "recipe": recipe, "sharded": sharded, "stage": stage}
         return made | ({"resume": str(folder / resume)} if resume else {})
 
+    def guarded(name, **options):
+        """The first of two steps has samples that are no numbers, one in each of two processes."""
+        more = {"poison": ["image2", "text3"], "fewest": 4}
+        steps = {"steps": 2, "batch_size": 4, "on_non_finite": "skip", "probe_every": 1}
+        return {**job(name, **steps, **options), **more}
+
     first, two = "only-step-000001", {"steps": 2, "checkpoint_every": 1}
     alone(
         [
@@ -115,6 +123,9 @@ def folder(tiny_recipe, tmp_path_factory):
             job("both", **BOTH),
             job("blocks", connector="gated_cross_attention"),
             job("long", **two),
+            guarded("guarded"),
+            {**guarded("steep"), "gradient": True},
+            {**job("mixed", **CLIPPED), "mixed": True},
         ],
         folder,
     )
@@ -127,6 +138,12 @@ def folder(tiny_recipe, tmp_path_factory):
             job("2xboth", **BOTH),
             job("2xlong", f"long/checkpoints/{first}", **two),
             {**job("stopped", steps=3), "stop": True},
+            guarded("2xguarded", micro_batch_size=1),
+            {**guarded("2xsteep", micro_batch_size=1), "gradient": True},
+            {**job("2xmixed", micro_batch_size=2, **CLIPPED), "mixed": True},
+            guarded("fsdpguarded", sharded=True, micro_batch_size=2),
+            {**guarded("fsdpsteep", sharded=True, micro_batch_size=2), "gradient": True},
+            {**job("fsdpmixed", sharded=True, micro_batch_size=1, **CLIPPED), "mixed": True},
             *[job(f"fsdp{m}", sharded=True, micro_batch_size=m) for m in (4, 1)],
             job("fsdppacked", sharded=True, pack="prefix"),
             job("fsdpfilled", sharded=True, pack_length=200),
@@ -201,10 +218,54 @@ def test_checkpoints_of_shares_are_whole(folder):
     assert len(random) == 2
 
 
+@pytest.mark.parametrize("other", ["2xmixed", "fsdpmixed"])
+def test_processes_tell_together_what_one_tells(folder, other):
+    """Of two processes either may have no row of a source; norms of shares are those of the whole."""
+    (mine,), (theirs,) = (read_metrics(folder / name / "metrics.jsonl") for name in ("mixed", other))
+    assert set(mine["source_loss"]) == {"images", "texts"}
+    assert set(mine["grad_norms"]) == {"encoder", "connector", "llm"}
+    for name in ("source_loss", "grad_norms", "loss", "tokens", "images"):
+        assert theirs[name] == pytest.approx(mine[name], rel=1e-4), name
+    # Clipping comes behind it.
+    assert math.hypot(*theirs["grad_norms"].values()) == pytest.approx(theirs["grad_norm"], rel=1e-4)
+    assert theirs["grad_norm"] > 1e-2
+
+
 def test_a_signal_to_one_process_stops_all_after_the_same_step(folder):
     """The second process alone got it; the first one writes the checkpoint."""
     assert latest_checkpoint(folder / "stopped", "only").name == "only-step-000001"
     assert len(read_metrics(folder / "stopped" / "metrics.jsonl")) == 1
+
+
+@pytest.mark.parametrize("name", ["2xguarded", "fsdpguarded"])
+def test_a_step_that_is_not_finite_is_left_out_in_all_processes_and_names_samples_of_all(folder, name):
+    """The step after it has the gradients of one process, and a probe's losses are those of one."""
+    one, other = folder / "guarded", folder / name
+    listed = [read_metrics(path / "non_finite.jsonl") for path in (one, other)]
+    assert {row["id"] for row in listed[1]} == {"image2", "text3"} and len(listed[0]) == len(listed[1]) == 2
+    assert {(row["step"], row["kind"]) for found in listed for row in found} == {(1, "loss")}
+    assert gap(one, other) <= 1e-6
+    mine, theirs = (read_metrics(path / "metrics.jsonl") for path in (one, other))
+    assert [row["non_finite"] for row in theirs] == [1, 0] and theirs[0]["loss"] is None
+    assert abs(mine[0]["probe/true"] - mine[0]["probe/shuffled"]) > 1e-3
+    for version in ("true", "shuffled", "blank"):
+        assert theirs[0][f"probe/{version}"] == pytest.approx(mine[0][f"probe/{version}"], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["2xsteep", "fsdpsteep"])
+def test_a_gradient_that_is_not_finite_is_left_out_in_all_processes(folder, name):
+    """Its loss is; of shares nobody can say which sample it was, and all of the step are named."""
+    one, other = folder / "steep", folder / name
+    mine, theirs = (read_metrics(path / "metrics.jsonl") for path in (one, other))
+    assert [row["non_finite"] for row in mine] == [row["non_finite"] for row in theirs] == [1, 0]
+    assert theirs[0]["grad_norm"] is None
+    assert theirs[0]["loss"] == pytest.approx(mine[0]["loss"], rel=1e-5)
+    assert gap(one, other) <= 1e-6
+    for path, kind in ((one, "gradient"), (other, "step" if "fsdp" in name else "gradient")):
+        rows = read_metrics(path / "non_finite.jsonl")
+        assert {(row["step"], row["kind"]) for row in rows} == {(1, kind)}
+        assert {"image2", "text3"} <= {row["id"] for row in rows}
+        assert (len(rows) == 2) is (kind == "gradient")
 
 
 def test_the_first_version_of_fsdp_is_refused(folder):

@@ -30,12 +30,7 @@ def naive(model, ids, labels, weights):
 
 def ours(model, ids, labels, weights, chunk):
     head = SupervisedHead(model.get_output_embeddings(), chunk)
-
-    def decode():
-        return model.language_model(input_ids=ids, use_cache=False)
-
-    head.loss(decode, labels, weights)  # by the first one it learns whether the family changes logits
-    return head.loss(decode, labels, weights)
+    return head.loss(lambda: model.language_model(input_ids=ids, use_cache=False), labels, weights)
 
 
 def gradients(model, loss):
@@ -61,17 +56,65 @@ def test_the_head_meets_supervised_positions_only(model, batch):
     handle = head.register_forward_hook(lambda module, args, output: rows.append(output.shape[:-1].numel()))
     supervised = int((labels[:, 1:] != IGNORE).sum())
     assert 0 < supervised < ids.numel() / 2
+    # Two rows tell whether the family changes logits.
     ours(model, *batch, chunk=1024)
-    assert set(rows) == {supervised}
+    assert rows == [1, 1, supervised]
     rows.clear()
     ours(model, *batch, chunk=4)
     handle.remove()
-    whole_ones, later = rows[:2], rows[2:]
-    assert whole_ones == [supervised] * 2
-    # A model that caps its logits is asked for all of them; else one for the graph, then chunks.
+    # A model that caps its logits is asked for all of them; else, from the first batch on, one for the graph,
+    # then chunks.
     capped = model.config.text_config.model_type == "gemma2"
     whole, rest = divmod(supervised, 4)
-    assert later == ([supervised] if capped else [1, *[4] * whole, *[rest] * bool(rest)])
+    assert rows[2:] == ([supervised] if capped else [1, *[4] * whole, *[rest] * bool(rest)])
+
+
+def test_what_a_family_does_to_logits_does_not_depend_on_the_first_batch(model, batch):
+    """NaN in it would switch chunks off for good, in this run and not in a resumed one."""
+    ids, labels, weights = batch
+    capped = model.config.text_config.model_type == "gemma2"
+    broken = model.get_input_embeddings().register_forward_hook(
+        lambda module, args, output: output * torch.nan
+    )
+    head = SupervisedHead(model.get_output_embeddings(), 4)
+
+    def decode():
+        return model.language_model(input_ids=ids, use_cache=False)
+
+    loss, _ = head.loss(decode, labels, weights)
+    broken.remove()
+    assert loss.isnan() and head._plain is not capped
+    none = SupervisedHead(model.get_output_embeddings(), 4)
+    none.loss(decode, torch.full_like(labels, IGNORE), weights)
+    assert none._plain is not capped
+
+
+def test_asking_draws_nothing_and_leaves_every_mode_as_it_was(model, batch):
+    ids, _, _ = batch
+    output = model.get_output_embeddings()
+
+    class Dropping(torch.nn.Module):
+        """A head with an adapter's dropout."""
+
+        def __init__(self):
+            super().__init__()
+            self.base, self.drop, self.frozen = output, torch.nn.Dropout(0.5), torch.nn.Dropout(0.5).eval()
+            self.weight = output.weight
+
+        def forward(self, hidden):
+            return self.base(self.frozen(self.drop(hidden)))
+
+    adapted = Dropping()
+    model.language_model.set_output_embeddings(adapted)
+    try:
+        head = SupervisedHead(adapted, 1024)
+        before = torch.get_rng_state()
+        head._plain = head._does_nothing_after(lambda: model.language_model(input_ids=ids, use_cache=False))
+        assert torch.equal(before, torch.get_rng_state())
+    finally:
+        model.language_model.set_output_embeddings(output)
+    assert head._plain is (model.config.text_config.model_type != "gemma2")
+    assert adapted.training and adapted.drop.training and not adapted.frozen.training
 
 
 def test_nothing_stays_on_the_head(model, batch):

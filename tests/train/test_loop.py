@@ -9,12 +9,15 @@ from accelerate import Accelerator
 
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.train import precision
-from vlmkit.train.loop import StageRun, _step
+from vlmkit.train.guard import Guard
+from vlmkit.train.meters import StepMeter
 from vlmkit.train.metrics import MetricsFile, Silent, read_metrics
 from vlmkit.train.module import StageModule, batch_weight
 from vlmkit.train.run import train_recipe
 from vlmkit.train.stage import apply_stage
+from vlmkit.train.stage_run import StageRun
 from vlmkit.train.steps import StageData, Steps
+from vlmkit.train.take_step import take_step
 
 
 def mean_loss(module, batch):
@@ -68,8 +71,9 @@ def test_packing_is_the_same_with_eager_attention(tiny_vlm, make_stage, samples,
 class Recorder:
     """An optimiser that keeps the gradients and changes nothing."""
 
-    def __init__(self, module):
+    def __init__(self, module, stage):
         self.module = module
+        self.param_groups = module.param_groups(stage)
 
     def step(self):
         self.seen = gradients(self.module)
@@ -82,8 +86,8 @@ def step_gradients(model, stage, data, tmp_path):
     module = StageModule(model, stage)
     run = StageRun(tmp_path, Accelerator(), MetricsFile(tmp_path / "m"), Silent(), stage.clip)
     batches = Steps(stage, data, 0, 1)[0]
-    recorder = Recorder(module)
-    return _step(module, recorder, module.weights, batches, run), recorder.seen, len(batches)
+    recorder, meter = Recorder(module, stage), StepMeter(module, data, run.accelerator)
+    return take_step(module, recorder, meter, batches, run, Guard(stage, run, 0)), recorder.seen, len(batches)
 
 
 def test_micro_batches_give_the_gradients_of_the_whole_batch(

@@ -107,7 +107,8 @@ def test_text_around_images_stays_what_it_was(tiny_vlm, make_stage, make_sample,
     norm = model.language_model.model.layers[0].input_layernorm
     norm.register_forward_pre_hook(lambda module, args: seen.append(args[0][0]))
     StageModule(model, make_stage())(batch)
-    ids_L, (read_LD,) = batch.input_ids_BL[0], seen
+    # In the first pass the head is asked what it does.
+    ids_L, (_, read_LD) = batch.input_ids_BL[0], seen
     text_L = ids_L != model.config.image_token_id
     embedded_LD = model.get_input_embeddings()(ids_L)
     assert torch.equal(read_LD[text_L], embedded_LD[text_L])
@@ -201,7 +202,7 @@ def forget(name):
     return {
         "nothing": lambda patch: None,
         "optimiser": lambda patch: patch.setattr(checkpoints, "load_optimizer", lambda *_: None),
-        "random state": lambda patch: patch.setattr(checkpoints, "_set_random_state", lambda *_: None),
+        "random state": lambda patch: patch.setattr(checkpoints, "set_random_state", lambda *_: None),
         "place": lambda patch: patch.setattr(loop, "_batches", _from_the_first(loop._batches)),
     }[name]
 

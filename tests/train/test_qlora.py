@@ -12,7 +12,7 @@ from vlmkit.errors import VlmkitError
 from vlmkit.inference import model_inputs, question
 from vlmkit.quantize import count_quantized
 from vlmkit.train import checkpoints, qlora
-from vlmkit.train.qlora import evaluate_exactly
+from vlmkit.train.logits import evaluate_exactly
 from vlmkit.train.run import train_recipe
 from vlmkit.train.stage import apply_stage, finish_stage
 

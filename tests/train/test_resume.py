@@ -16,9 +16,10 @@ from vlmkit.cli import main
 from vlmkit.errors import UsageError
 from vlmkit.recipe import load_recipe
 from vlmkit.train.checkpoints import latest_checkpoint
-from vlmkit.train.loop import Interrupted
-from vlmkit.train.metrics import Silent, read_metrics
+from vlmkit.train.metrics import Silent, read_metrics, repeatable
 from vlmkit.train.run import train_recipe
+from vlmkit.train.same_run import differences
+from vlmkit.train.stage_run import Interrupted
 
 STEPS = 6
 RECIPE = {
@@ -102,8 +103,8 @@ def uninterrupted(recipe_file, tmp_path_factory):
 
 
 def assert_equal_runs(run, other):
-    """Every number but the time that a step took, and every bit of the model."""
-    rows, others = ([{**r, "seconds": 0} for r in read_metrics(p / "metrics.jsonl")] for p in (run, other))
+    """Every number but those that the machine decides, and every bit of the model."""
+    rows, others = ([repeatable(row) for row in read_metrics(p / "metrics.jsonl")] for p in (run, other))
     assert len(rows) == 2 * STEPS and rows == others
     mine, theirs = (load_file(p / "model.safetensors") for p in (run, other))
     assert mine.keys() == theirs.keys()
@@ -199,8 +200,16 @@ class TestRefusals:
 
     def test_another_recipe_is_named_by_what_differs(self, recipe_file, uninterrupted):
         changed = load_recipe(recipe_file, [f"output={uninterrupted}", "seed=1", "stages.vqa.steps=9"])
-        with pytest.raises(UsageError, match=r"differs in: seed, stages\)"):
+        with pytest.raises(UsageError, match=r"differs in: seed, stages\.vqa\.steps\)"):
             train_recipe(changed, resume=True)
+
+    @pytest.mark.parametrize(
+        "change",
+        ["workers=1", "checkpoint_every=3", "probe_every=7", "on_bad_sample=skip", "on_non_finite=skip"],
+    )
+    def test_what_changes_no_step_that_is_done_may_be_another(self, recipe_file, uninterrupted, change):
+        recipe = load_recipe(recipe_file, [f"output={uninterrupted}", f"stages.vqa.{change}"])
+        assert train_recipe(recipe, resume=True).path == uninterrupted
 
     def test_a_moved_run_is_still_the_same(self, recipe_file, uninterrupted, tmp_path):
         shutil.copytree(uninterrupted, tmp_path / "moved")
@@ -238,3 +247,44 @@ def test_a_finished_run_can_be_tested_again_on_other_data(recipe_file, uninterru
         assert train_recipe(recipe, resume=True).report["images"] == limit
     assert json.loads((tmp_path / "run/report.json").read_text())["images"] == 3
     assert (tmp_path / "run/model.safetensors").read_bytes() == weights
+
+
+def test_differences_are_named_where_they_are():
+    one = {
+        "seed": 0,
+        "model": {"connector": {"type": "mlp"}},
+        "stages": [{"name": "a", "lr": 1}, {"name": "b"}],
+    }
+    assert list(differences(one, one)) == []
+    other = {**one, "model": {"connector": {"type": "linear", "bias": True}}}
+    assert list(differences(one, other)) == ["model.connector"]
+    other = {**one, "seed": 1, "stages": [{"name": "a", "lr": 2}, {"name": "b"}]}
+    assert list(differences(one, other)) == ["seed", "stages.a.lr"]
+    for stages in (one["stages"][::-1], one["stages"][:1], [{"name": "c"}, {"name": "b"}]):
+        assert list(differences(one, {**one, "stages": stages})) == ["stages"]
+
+
+def test_a_run_that_a_bad_sample_stopped_goes_on_without_it(tiny_recipe, tmp_path):
+    """As the run that would have left it out from the start: it has met none before."""
+    data = {"type": "easy_vqa", "limit": 12}
+    stage = {"name": "a", "data": data, "steps": 4, "batch_size": 2, "checkpoint_every": 1}
+    first = tiny_recipe(stages=[stage], output=str(tmp_path / "run"))
+    with pytest.raises(Interrupted):
+        train_recipe(first, reporter=Signals(("a", 2)))
+    resumed = {
+        **stage,
+        "on_bad_sample": "skip",
+        "on_non_finite": "skip",
+        "probe_every": 1,
+        "checkpoint_every": 2,
+    }
+    again = tiny_recipe(stages=[resumed], output=str(tmp_path / "run"))
+    path = train_recipe(again, resume=True).path
+    rows = read_metrics(path / "metrics.jsonl")
+    assert ["skipped" in row and "non_finite" in row for row in rows] == [False, False, True, True]
+    written = json.loads((path / "vlmkit.json").read_text())["recipe"]
+    assert written["stages"][0]["on_bad_sample"] == "skip"
+    assert yaml.safe_load((path / "recipe.yaml").read_text()) == written
+    whole = train_recipe(tiny_recipe(stages=[resumed], output=str(tmp_path / "whole"))).path
+    one, other = (load_file(folder / "model.safetensors") for folder in (path, whole))
+    assert all(torch.equal(one[name], other[name]) for name in other)

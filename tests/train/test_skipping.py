@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from vlmkit import checkpoint
+from vlmkit.data.sample import read_row, readable
+from vlmkit.data_check.check import check_data
 from vlmkit.errors import VlmkitError
 from vlmkit.train import checkpoints
 from vlmkit.train.metrics import Silent, read_metrics
@@ -117,3 +121,43 @@ def test_a_resumed_run_skips_the_same(train, data):
     assert (cut / "skipped.jsonl").read_text() == (whole / "skipped.jsonl").read_text()
     ours, theirs = weights(cut), weights(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_member_that_is_not_utf_8_is_skipped_and_named_as_in_the_check(train, tiny_recipe, tmp_path, noise):
+    """Reading it raised an error of Python's own, which stopped a stage that was to skip."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for number, text in enumerate(("a dot", "a caf\xe9", "two dots")):
+            noise(number).save(tmp_path / f"{number}.png")
+            tar.add(tmp_path / f"{number}.png", f"{number}.png")
+            (tmp_path / "text").write_bytes(text.encode("latin-1"))
+            tar.add(tmp_path / "text", f"{number}.txt")
+    data = {"type": "webdataset", "shards": str(path)}
+    run, _ = train("tar", data, on_bad_sample="skip", batch_size=3, steps=1)
+    (row,) = read_metrics(run / "skipped.jsonl")
+    assert row["id"] == f"{path}/1" and "member 1.txt is not UTF-8" in row["message"]
+    report = check_data(tiny_recipe(stages=[{"data": data}]), lambda *_: None)
+    (listed,) = report.stages[0].sources["webdataset"].problems.values()
+    assert (listed.ids, listed.first[0].message) == ([row["id"]], row["message"])
+
+
+class Rough(Sequence):
+    """Samples of which one raises an error that nobody foresaw."""
+
+    def __init__(self, samples, bad):
+        self.samples, self.bad = samples, bad
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, number):
+        if number == self.bad:
+            raise KeyError("no such thing")
+        return self.samples[number]
+
+
+def test_an_error_that_nobody_foresaw_is_of_its_row_alone(samples):
+    rows = [read_row(Rough(samples, 1), number) for number in range(3)]
+    assert [row.name for row in rows] == [samples[0].id, "row 1", samples[2].id]
+    assert "row 1 cannot be read (KeyError: 'no such thing'); repair it" in str(rows[1].error)
+    assert [row and row.id for row in readable(Rough(samples, 0))] == [None, *(s.id for s in samples[1:])]

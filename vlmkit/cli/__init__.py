@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable, Sequence
 
 from vlmkit import __version__
-from vlmkit.cli import ask, data, encoder, index, list_, look, plan, rag, search, sweep, train
+from vlmkit.cli import ask, data, encoder, index, list_, look, merge, plan, rag, search, sweep, train
 from vlmkit.cli import eval as eval_
 
 Run = Callable[[argparse.Namespace], int]
 VERBS = {
     "train": train,
     "plan": plan,
+    "merge": merge,
     "sweep": sweep,
     "list": list_,
     "data": data,

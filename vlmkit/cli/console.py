@@ -69,6 +69,14 @@ def bars(console: Console) -> Progress:
     )
 
 
+def _more(values: Mapping[str, Any]) -> str:
+    """Figures of a step that not every machine and stage has."""
+    shares = {"padding": values.get("padding"), "MFU": values["mfu"]}
+    told = [f"  {name} {share:.0%}" for name, share in shares.items() if share is not None]
+    memory = values["peak_bytes"]
+    return "".join(told) + (f"  {memory / 1e9:.1f} GB" if memory else "")
+
+
 class TrainConsole:
     """Draws training on stderr: a table a stage, and a bar with loss, rate, tokens/s and time left."""
 
@@ -98,12 +106,12 @@ class TrainConsole:
         self.current, self.rate = name, 0.0
         self.tasks[name] = self.progress.add_task(name, total=steps, completed=start, values="")
 
-    def step(self, step: int, values: Mapping[str, float]) -> None:
+    def step(self, step: int, values: Mapping[str, Any]) -> None:
         """See `Reporter.step`."""
-        work, unit = (values["tokens"], "tokens/s") if values["tokens"] else (values["images"], "images/s")
-        speed = work / (values["seconds"] + values.get("features_seconds", 0.0))
+        unit = "tokens" if values["tokens"] else "images"
+        speed = values[f"{unit}_per_second"]
         self.rate = speed if not self.rate else 0.9 * self.rate + 0.1 * speed
-        text = f"loss {values['loss']:.4f}  lr x{values['lr']:.2f}  {self.rate:,.0f} {unit}"
+        text = f"loss {values['loss']:.4f}  lr x{values['lr']:.2f}  {self.rate:,.0f} {unit}/s{_more(values)}"
         task = self.tasks[self.current]
         self.progress.update(task, completed=step, values=text)
         total = int(self.progress.tasks[task].total or 1)

@@ -48,7 +48,7 @@ def _recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 1 says that there are problems."""
+    """Exit code 1 says that training would stop at something; for `inspect`, that a shown sample is bad."""
     from vlmkit.assemble import check_blocks
     from vlmkit.recipe import load_recipe
 
@@ -74,7 +74,7 @@ def _check(recipe: Recipe, args: argparse.Namespace) -> int:
         print_report(report)
     if args.json not in (None, "-"):
         _write(Path(args.json), json.dumps(report.as_dict(), ensure_ascii=False, indent=1) + "\n")
-    return 1 if report.found else 0
+    return 1 if report.stops else 0
 
 
 def _inspect(recipe: Recipe, args: argparse.Namespace) -> int:

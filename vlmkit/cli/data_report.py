@@ -27,7 +27,14 @@ def print_report(report: Report) -> None:
     looked = f"the first {report.limit:,} samples of each source" if report.limit else "everything"
     seconds = f"{report.seconds:,.0f} s" if report.seconds >= 1 else f"{report.seconds:.1f} s"
     _say(console, f"looked at {looked}: {report.images:,} images, each opened once, in {seconds}")
-    _say(console, f"{report.found:,} problem{'s' * (report.found != 1)} found")
+    _say(console, f"{report.found:,} problem{'s' * (report.found != 1)} found{_stopping(report)}")
+
+
+def _stopping(report: Report) -> str:
+    """How many of the problems stop training, where it skips some."""
+    if report.stops == report.found:
+        return ""
+    return f"; training stops at {f'{report.stops:,}' if report.stops else 'none'} of them"
 
 
 def _stage(stage: StageFindings, console: Console) -> None:
@@ -43,13 +50,18 @@ def _stage(stage: StageFindings, console: Console) -> None:
     for name, source in stage.sources.items():
         where = f" of {name}" if len(stage.sources) > 1 else ""
         _listed(source.problems, where, "red", console)
+        if stage.skips and source.problems:
+            _say(console, "training skips these (on_bad_sample: skip)")
+        elif "too_long" in source.problems:
+            _say(console, "rows are never cut off: training stops at each that is too long")
         _listed(source.notes, where, "yellow", console)
     console.print()
 
 
 def _table(stage: StageFindings) -> Table:
     title = f"stage {stage.name}" if stage.name != EVALUATE else "evaluation"
-    table = Table("source", title=title, title_justify="left", box=None)
+    table = Table(title=title, title_justify="left", box=None)
+    table.add_column("source", overflow="fold")
     texts = ("rows", "tokens", "image", "supervised") if stage.pack else ()
     captions = ("captioned",) if stage.captions else ()
     for column in ("samples", "images", *captions, *texts, "problems"):
@@ -85,14 +97,12 @@ def _lengths(stage: StageFindings, lengths: Counter[int], console: Console) -> N
 
 def _listed(listed: Mapping[str, Listed], where: str, colour: str, console: Console) -> None:
     for kind, own in sorted(listed.items()):
-        _say(console, f"{len(own.ids):,} {KINDS[kind]}{where}", colour)
+        _say(console, f"{KINDS[kind]}{where}: {len(own.ids):,}", colour)
         for problem in own.first:
             prefix = "" if problem.id in problem.message else f"{problem.id}: "
             _say(console, f"  {prefix}{problem.message}")
         if len(own.ids) > len(own.first):
             _say(console, f"  ... and {len(own.ids) - len(own.first):,} more; --json FILE has all ids")
-        if kind == "too_long":
-            _say(console, "  rows are never cut off: training stops at each of these")
 
 
 def _say(console: Console, text: str, colour: str | None = None) -> None:

@@ -35,21 +35,19 @@ def connector_table() -> tuple[Table, list[str]]:
     """A row a connector, and notes to stand below; from shapes, nothing is computed."""
     from rich.table import Table
 
-    from vlmkit_connectors import CONNECTORS, LayerInjection
+    from vlmkit_connectors import CONNECTORS
 
     table = Table(*NAMES, box=None)
     for name, cls in CONNECTORS.items():
         table.add_row(*_row(name, cls))
-    inside = any(issubclass(cls, LayerInjection) for cls in CONNECTORS.values())
+    inside = not all(cls.in_sequence for cls in CONNECTORS.values())
     return table, [COUNTED_FOR, *[INSIDE] * inside]
 
 
 def _row(name: str, cls: type[Connector]) -> tuple[str, ...]:
     """What the table says of a connector."""
-    from vlmkit_connectors import LayerInjection
-
     connector = _skeleton(cls)
-    mark = BESIDE if isinstance(connector, LayerInjection) else ""
+    mark = "" if connector.in_sequence else BESIDE
     tokens = [f"{connector.num_tokens(grid)}{mark}" for grid in GRIDS]
     keeps = "yes" if all(connector.token_grid(grid) for grid in GRIDS) else "no"
     millions = sum(p.numel() for p in connector.parameters()) / 1e6

@@ -16,6 +16,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on with the run if it is there, else start it"
     )
     parser.add_argument(
+        "--resume-from",
+        metavar="STAGE-step-N",
+        help="go on from this checkpoint of the run, not its newest; later ones are set aside",
+    )
+    parser.add_argument(
         "--share",
         type=Path,
         metavar="DIR",
@@ -29,6 +34,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="most gigabytes of one frozen encoder's features in DIR (default %(default)g)",
     )
     parser.add_argument(
+        "--track",
+        action="append",
+        default=[],
+        metavar="TRACKER",
+        help="log every step there (tensorboard, wandb, mlflow, trackio), in place of the recipe's trackers; "
+        "may be given several times",
+    )
+    parser.add_argument(
         "--tiny",
         action="store_true",
         help="try the recipe in seconds: tiny random parts, a bundled sample",
@@ -40,19 +53,29 @@ def run(args: argparse.Namespace) -> int:
     from vlmkit.assemble import check_blocks
     from vlmkit.recipe import load_recipe
 
-    recipe = load_recipe(args.recipe, args.overrides, check_blocks)
+    tracked = [f"trackers=[{', '.join(args.track)}]"] if args.track else []
+    recipe = load_recipe(args.recipe, [*args.overrides, *tracked], check_blocks)
     from vlmkit.cli.console import TrainConsole
     from vlmkit.tiny import tiny_runs
     from vlmkit.train.distribute import process_state
-    from vlmkit.train.loop import Interrupted
-    from vlmkit.train.run import train_recipe
+    from vlmkit.train.restore import rewind
+    from vlmkit.train.run import look_for_run, train_recipe
+    from vlmkit.train.stage_run import Interrupted
+    from vlmkit.train.trackers import require_trackers
 
     *before, last = tiny_runs(recipe) if args.tiny else [recipe]
     with TrainConsole() as console:
         try:
+            if args.resume_from is not None:
+                # Going back takes things out of the way: nothing may refuse the run after it.
+                require_trackers(last.trackers)
+                look_for_run(last, resume=True)
             for source in before:
                 train_recipe(source, True, console)
-            run = train_recipe(last, args.resume, console, args.share, args.share_limit)
+            if args.resume_from is not None:
+                rewind(last.run_dir, args.resume_from, console)
+            resume = args.resume or args.resume_from is not None
+            run = train_recipe(last, resume, console, args.share, args.share_limit)
             if process_state().is_main_process:
                 console.summary(run)
         except KeyboardInterrupt:

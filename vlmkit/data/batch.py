@@ -53,6 +53,7 @@ class Batch:
         image_counts: Images of each in `sample_ids`, whose images lie in their row one after another; None
             where each row is one sample's.
         skipped: Samples that were left out of the step; with its first micro-batch.
+        sources: The source of each in `sample_ids` in a mixture; empty without one.
     """
 
     sample_ids: tuple[str, ...]
@@ -68,6 +69,15 @@ class Batch:
     image_sizes: Tensor | None = None
     image_counts: tuple[int, ...] | None = None
     skipped: tuple[Skipped, ...] = ()
+    sources: tuple[str, ...] = ()
+
+    @property
+    def owners_BL(self) -> Tensor:
+        """Which of `sample_ids` a token belongs to: int64, -1 padding. Text is needed."""
+        assert self.branches_BL is not None
+        own_BL = self.branches_BL.clamp(max=0) if self.segments_BL is None else self.segments_BL
+        counts_B = own_BL.amax(1) + 1
+        return torch.where(own_BL >= 0, own_BL + (counts_B.cumsum(0) - counts_B)[:, None], PADDING)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """A copy on a device; `dtype` is that of the pixels alone (loss weights stay float32).

@@ -158,7 +158,8 @@ class Collator:
             )
         ids = tuple(item.sample.id for item in copied)
         captions = tuple(item.sample.captions for item in copied)
-        return Batch(ids, captions, **tensors)
+        sources = tuple(item.sample.source for item in copied)
+        return Batch(ids, captions, **tensors, sources=sources)
 
     def _images(self, sample: Sample, epoch: int) -> list[Image.Image]:
         images = sample.open_images()

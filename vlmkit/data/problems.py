@@ -63,7 +63,7 @@ class UnknownWordError(UsageError):
 
 
 class UnsupervisedError(VlmkitError):
-    """A row that would train nothing."""
+    """A row that would train nothing, or an empty answer."""
 
     kind: ClassVar[str] = "unsupervised"
 

@@ -6,10 +6,11 @@ Nothing here opens an image before it is needed.
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -77,12 +78,14 @@ class FileSlice:
         offset: Of the first byte.
         size: In bytes.
         name: What the bytes are called in errors.
+        stamp: Size and time of change (ns) of the file that the position is of; not compared where absent.
     """
 
     path: Path
     offset: int
     size: int
     name: str = field(compare=False)
+    stamp: tuple[int, int] | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.path}, member {self.name}"
@@ -91,10 +94,13 @@ class FileSlice:
         """The bytes.
 
         Raises:
-            VlmkitError: The file cannot be read, or ends before them.
+            VlmkitError: The file cannot be read, ends before them, or is another one than it was.
         """
         try:
             with self.path.open("rb") as file:
+                now = os.fstat(file.fileno())
+                if self.stamp is not None and self.stamp != (now.st_size, now.st_mtime_ns):
+                    raise VlmkitError(f"{self.path} was changed while it is in use; start again")
                 file.seek(self.offset)
                 data = file.read(self.size)
         except OSError as error:
@@ -111,7 +117,7 @@ class Skipped:
     """A sample that was left out of its step.
 
     Attributes:
-        id: Of the sample, or the number of its row.
+        id: Of the sample; of a row that cannot be read, what `row_name` says.
         kind: A name from `PROBLEMS`.
         message: What is wrong with it.
     """
@@ -160,13 +166,57 @@ class Sample:
         return [open_image(source, f"sample {self.id!r}") for source in self.images]
 
 
+@dataclass(frozen=True)
+class ReadRow:
+    """A sample, or the error with which reading it ends.
+
+    Attributes:
+        name: The sample's id; of one that cannot be read what `row_name` says.
+        sample: None where it cannot be read.
+        error: Why not; None where it can.
+    """
+
+    name: str
+    sample: Sample | None
+    error: VlmkitError | None = None
+
+
+def read_row(samples: Sequence[Sample], number: int) -> ReadRow:
+    """A sample by number, or why it cannot be read.
+
+    Whatever a damaged row raises says something about that row alone: it must not end the look at the others.
+    """
+    try:
+        sample = samples[number]
+        return ReadRow(sample.id, sample)
+    except VlmkitError as error:
+        return ReadRow(row_name(samples, number), None, error)
+    except MemoryError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        why = VlmkitError(f"row {number} cannot be read ({type(error).__name__}: {said}); repair it")
+        why.__cause__ = error
+        return ReadRow(row_name(samples, number), None, why)
+
+
+@runtime_checkable
+class Named(Protocol):
+    """Samples that know what a row is called which cannot be read."""
+
+    def name(self, number: int) -> str:
+        """The id that the row gives itself; else `row N`, counted from 0."""
+
+
+def row_name(samples: Sequence[Sample], number: int) -> str:
+    """What a row is called that cannot be read, in every report and file."""
+    return samples.name(number) if isinstance(samples, Named) else f"row {number}"
+
+
 def readable(samples: Sequence[Sample]) -> Iterator[Sample | None]:
-    """Each sample in order, None in place of one that is malformed."""
+    """Each sample in order, None in place of one that cannot be read."""
     for number in range(len(samples)):
-        try:
-            yield samples[number]
-        except VlmkitError:
-            yield None
+        yield read_row(samples, number).sample
 
 
 def open_image(

@@ -28,6 +28,7 @@ class StageFindings:
         pack: How rows are packed; None for objectives without text.
         pack_length: Most tokens of rows that are laid together; None where they are not.
         captions: Whether an objective reads captions.
+        skips: Whether training leaves out what cannot be used, and goes on.
         refused: Why training refuses its data as a whole, e.g. a missing file; empty where it does not.
         sources: By name.
     """
@@ -38,6 +39,7 @@ class StageFindings:
     pack: str | None
     pack_length: int | None
     captions: bool
+    skips: bool
     refused: str
     sources: dict[str, Findings] = field(default_factory=dict)
 
@@ -46,11 +48,18 @@ class StageFindings:
         """Number of problems."""
         return bool(self.refused) + sum(source.found for source in self.sources.values())
 
+    @property
+    def stops(self) -> int:
+        """Number of problems that training would stop at."""
+        return bool(self.refused) if self.skips else self.found
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         head = {name: getattr(self, name) for name in ("name", "data", "pack", "pack_length", "max_length")}
         sources = {name: source.as_dict() for name, source in self.sources.items()}
-        return {**head, "refused": self.refused or None, "problems": self.found, "sources": sources}
+        policy = {"on_bad_sample": "skip" if self.skips else "error"}
+        refused = self.refused or None
+        return {**head, **policy, "refused": refused, "problems": self.found, "sources": sources}
 
 
 @dataclass(frozen=True)
@@ -78,12 +87,18 @@ class Report:
         """Number of problems; 0 where a training would meet none."""
         return sum(stage.found for stage in self.stages)
 
+    @property
+    def stops(self) -> int:
+        """Number of problems that training would stop at: all but those that stages skip."""
+        return sum(stage.stops for stage in self.stages)
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON, with the ids of all samples that have a problem."""
         return {
             "recipe": self.recipe,
             "clean": not self.found,
             "problems": self.found,
+            "stops": self.stops,
             "limit": self.limit,
             "images": self.images,
             "seconds": round(self.seconds, 1),
@@ -98,8 +113,8 @@ def check_data(
     """Look at all data of a recipe as its stages would.
 
     Each row is read, each image opened once, and each row of tokens made by the code that training uses. What
-    training would refuse is a problem; images with the same content are a note. Nothing is repaired, cut off,
-    left out or replaced.
+    training would refuse or skip is a problem; images with the same content are a note. Nothing is repaired,
+    cut off, left out or replaced.
 
     Args:
         recipe: Whose data.
@@ -128,7 +143,9 @@ def _stage(
     longest, pack, room = (None, None, None)
     if rules is not None:
         longest, pack, room = rules.max_length, rules.pack, rules.pack_length
-    found = StageFindings(subject.name, own.block.type, longest, pack, room, subject.captions, own.closed)
+    found = StageFindings(
+        subject.name, own.block.type, longest, pack, room, subject.captions, subject.skips, own.closed
+    )
     work = CheckRows(subject, next(i for i, other in enumerate(data) if other is own), images)
     positions = range(len(own.numbers))
     what = f"tokens of {subject.name}"
@@ -137,6 +154,8 @@ def _stage(
             part.into(found.sources.setdefault(source, Findings()))
     if subject.captions and not found.refused and not any(s.captions for s in found.sources.values()):
         found.refused = "no sample has an image and a caption, which its objective needs"
+    elif subject.skips and found.sources and not any(source.rows for source in found.sources.values()):
+        found.refused = "none of its samples can be used"
     return found
 
 

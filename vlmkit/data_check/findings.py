@@ -18,7 +18,7 @@ class Problem:
 
     Attributes:
         kind: A name from `PROBLEMS`.
-        id: Of the sample, or where its row is.
+        id: Of the sample; of a row that cannot be read, what `row_name` says.
         message: What was found and what to do.
     """
 
@@ -58,7 +58,7 @@ class Findings:
         images: Uses of images in samples; one image may be used often.
         tokens, image_tokens, supervised: Tokens of all rows.
         lengths: Rows by their number of tokens.
-        problems: What would stop the training, by kind.
+        problems: What would stop the training, or be skipped, by kind.
         notes: What would not, by kind.
     """
 

@@ -1,7 +1,8 @@
 """Every image of a recipe's data opened once, however many rows, sources and stages use it.
 
 First the rows are read, and each image gets a key: of its path, of its place in a tar, or of its bytes. Then
-one use of each key is opened. Arrays of 16 bytes a use and 24 an image are what stays in memory.
+one use of each key is opened. What stays in memory are arrays: 8 bytes a sample, 8 a use, 32 an image (by
+their `nbytes`); the keys, 16 bytes a use, are there until they are sorted.
 Shapes: S samples, U uses of images in samples, N distinct images.
 """
 
@@ -19,9 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlmkit.data.problems import kind_of
-from vlmkit.data.sample import FileSlice, ImageSource, open_image
+from vlmkit.data.sample import FileSlice, ImageSource, open_image, read_row
 from vlmkit.data_check.parallel import Progress, in_chunks
-from vlmkit.data_check.subject import DataSet, read
+from vlmkit.data_check.subject import DataSet
 from vlmkit.errors import VlmkitError
 
 KEY = 16
@@ -120,7 +121,7 @@ def _keys(data: DataSet, numbers: Sequence[int]) -> tuple[list[int], bytes]:
     counts: list[int] = []
     keys = bytearray()
     for number in numbers:
-        sample, _ = read(data.samples.__getitem__, number)
+        sample = read_row(data.samples, number).sample
         images = sample.images if sample else ()
         counts.append(len(images))
         for image in images:

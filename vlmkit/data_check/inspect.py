@@ -11,8 +11,8 @@ from PIL import Image
 from vlmkit.budget import SizedImage
 from vlmkit.data.collate import fitted, sample_rows
 from vlmkit.data.pack import PackedRow
-from vlmkit.data.sample import Sample
-from vlmkit.data_check.subject import Subject, chosen, make_subjects, read
+from vlmkit.data.sample import Sample, read_row
+from vlmkit.data_check.subject import Subject, chosen, make_subjects
 from vlmkit.data_check.texts import token_texts
 from vlmkit.encoders.spec import VisionSpec
 from vlmkit.errors import UsageError, VlmkitError
@@ -92,7 +92,7 @@ class ShownSample:
     """A sample.
 
     Attributes:
-        id: Of the sample, or its row's number where it cannot be read.
+        id: Of the sample; of a row that cannot be read, what `row_name` says.
         source: Of a mixture, or the format.
         images: Opened.
         rows: Runs of each row; none where the objective needs no text.
@@ -137,7 +137,7 @@ def show(
         recipe: Whose data.
         count: Samples a stage, evenly spaced over its data.
         stage: Only this one; None for all.
-        sample_id: Only the sample of this id, in the stages that have it.
+        sample_id: Only the sample of this id (`row 7` for a row without one), in the stages that have it.
         fetch: Download what is small: the tokenizer and config.json.
         notes: What is not known is added, in words.
 
@@ -169,8 +169,7 @@ def _spaced(subject: Subject, count: int) -> list[int]:
 def _find(subject: Subject, sample_id: str) -> list[int]:
     samples = subject.data.samples
     for number in range(len(samples)):
-        sample, _ = read(samples.__getitem__, number)
-        if sample is not None and sample.id == sample_id:
+        if read_row(samples, number).name == sample_id:
             return [number]
     return []
 
@@ -187,9 +186,10 @@ def _about(subject: Subject) -> str:
 
 def _sample(subject: Subject, number: int) -> ShownSample:
     source = subject.data.source(number)
-    sample, error = read(subject.data.samples.__getitem__, number)
+    row = read_row(subject.data.samples, number)
+    sample = row.sample
     if sample is None:
-        return ShownSample(f"row {number}", source, error=str(error))
+        return ShownSample(row.name, source, error=str(row.error))
     shown = ShownSample(sample.id, source, captions=sample.captions if subject.captions else ())
     try:
         _fill(shown, sample, subject)

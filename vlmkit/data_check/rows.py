@@ -10,10 +10,10 @@ from vlmkit.budget import SizedImage
 from vlmkit.data.collate import TextRules, fitted, sample_rows
 from vlmkit.data.pack import PackedRow
 from vlmkit.data.problems import kind_of
-from vlmkit.data.sample import Sample
+from vlmkit.data.sample import Sample, read_row
 from vlmkit.data_check.findings import Part, Problem
 from vlmkit.data_check.images import Images
-from vlmkit.data_check.subject import Subject, read
+from vlmkit.data_check.subject import Subject
 from vlmkit.errors import VlmkitError
 
 
@@ -39,13 +39,11 @@ class CheckRows:
             number = data.numbers[position]
             part = parts[data.source(number)]
             part.counts["samples"] += 1
-            sample, error = read(data.samples.__getitem__, number)
-            if sample is None:
-                assert error is not None
-                place = f"{data.source(number)} row {number}"
-                part.problems.append(Problem(kind_of(error), place, str(error)))
-            else:
-                self._sample(sample, self.images.of(self.data, position), part)
+            row = read_row(data.samples, number)
+            if row.error is not None:
+                part.problems.append(Problem(kind_of(row.error), row.name, str(row.error)))
+            elif row.sample is not None:
+                self._sample(row.sample, self.images.of(self.data, position), part)
         return dict(parts)
 
     def _sample(self, sample: Sample, images: list[int], part: Part) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vlmkit.assemble import build_data, text_rules
 from vlmkit.blueprint import planned_processor
 from vlmkit.data.collate import TextRules
 from vlmkit.data.formats.mixture import Mixture
-from vlmkit.data.sample import Sample
+from vlmkit.data.sample import Sample, readable
 from vlmkit.errors import VlmkitError, unknown_name
 from vlmkit.objectives import OBJECTIVES, objective_weights
 from vlmkit.processor import Processor
@@ -51,6 +51,7 @@ class Subject:
         processor: Counts image tokens.
         rules: How conversations become rows; None for objectives without text.
         captions: Whether an objective reads captions.
+        skips: Whether a sample that cannot be used is left out, and stops nothing.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Subject:
     processor: Processor
     rules: TextRules | None
     captions: bool
+    skips: bool = False
 
 
 def make_subjects(recipe: Recipe, limit: int | None, fetch: bool, notes: list[str]) -> list[Subject]:
@@ -112,7 +114,8 @@ def _subject(stage: Stage, recipe: Recipe, data: DataSet, processor: Processor) 
     rules = text_rules(stage, stage.prompt or recipe.model.prompt, processor)
     wants_text = any(objective.tokens for objective in needs)
     captions = any(objective.captions for objective in needs)
-    return Subject(stage.name, data, processor, rules if wants_text else None, captions)
+    skips = stage.on_bad_sample == "skip"
+    return Subject(stage.name, data, processor, rules if wants_text else None, captions, skips)
 
 
 def _open(block: Block, limit: int | None) -> DataSet:
@@ -131,21 +134,6 @@ def _open(block: Block, limit: int | None) -> DataSet:
 def _texts(data: Sequence[DataSet]) -> Iterator[str]:
     """All texts that can be read, for the vocabulary of a language model from scratch."""
     for own in data:
-        for number in range(len(own.samples)):
-            sample, _ = read(own.samples.__getitem__, number)
+        for sample in readable(own.samples):
             for conversation in sample.conversations if sample else ():
                 yield from (text for message in conversation for text in message.texts)
-
-
-def read(get: Callable[[int], Sample], number: int) -> tuple[Sample | None, Exception | None]:
-    """A sample, or the error with which reading it ends.
-
-    Whatever a damaged row raises is a finding about that row; it must not end the look at the others.
-    """
-    try:
-        return get(number), None
-    except VlmkitError as error:
-        return None, error
-    except Exception as error:
-        said = " ".join(str(error).split())
-        return None, VlmkitError(f"row {number} cannot be read ({type(error).__name__}: {said}); repair it")

@@ -1,7 +1,7 @@
 """Attention over rows of several samples, a sample at a time.
 
 One call with a mask computes all L x L scores of a row and throws most of them away: with eight samples a row
-seven of eight. A call for each sample computes what is kept (benchmarks/packing.py has both).
+seven of eight. A call for each sample computes what is kept (benchmarks/long_rows.py has both).
 
 Shapes: B rows, H heads, L tokens, E width of a head.
 """
@@ -63,13 +63,17 @@ def segment_attention(
         found: tuple[Tensor, None] = sdpa_attention_forward(module, *given, attention_mask, **kwargs)
         return found
     assert attention_mask is not None
+    # Split once, not sliced: the backward pass of a slice fills the whole tensor with zeros for each.
+    own_rows = zip(*(torch.split(tensor, 1) for tensor in given), strict=True)
     rows, length = [], query_BHLE.shape[2]
-    for row, bounds in enumerate(segment_bounds):
+    for row, (own, bounds) in enumerate(zip(own_rows, segment_bounds, strict=True)):
+        lengths = [stop - start for start, stop in bounds]
+        lengths.append(length - sum(lengths))
+        split = zip(*(torch.split(tensor, lengths, 2) for tensor in own), strict=True)
         parts = []
-        for start, stop in bounds:
-            own = [tensor[row : row + 1, :, start:stop] for tensor in given]
+        for (start, stop), segment in zip(bounds, split):
             mask = attention_mask[row : row + 1, :, start:stop, start:stop]
-            parts.append(sdpa_attention_forward(module, *own, mask, **kwargs)[0])
+            parts.append(sdpa_attention_forward(module, *segment, mask, **kwargs)[0])
         _, _, heads, width = parts[0].shape
         parts.append(parts[0].new_zeros(1, length - bounds[-1][1], heads, width))
         rows.append(torch.cat(parts, dim=1))

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple
 from datetime import date
 from functools import cache
 from importlib import metadata
@@ -22,7 +23,8 @@ from torch import nn
 import vlmkit
 import vlmkit_connectors
 from vlmkit.data.collate import TextRules
-from vlmkit.data.sample import FileSlice, ImageSource, Sample
+from vlmkit.data.formats.mixture import Mixture
+from vlmkit.data.sample import FileSlice, ImageSource, Sample, readable
 from vlmkit.encoders.base import VisionEncoder
 from vlmkit.encoders.text import tensors_hash, text_hash
 
@@ -142,13 +144,16 @@ def tokens_key(rules: TextRules, prompt: str) -> str:
 
 
 def data_hash(samples: Sequence[Sample]) -> str:
-    """Names, texts and images of all samples, in order.
+    """Names, texts and images of all samples, in order, and what an epoch of a mixture shows of each source.
 
-    An image in a file is known by path, size and time of change; it is not read.
+    An image in a file is known by path, size and time of change; it is not read. Of a row that cannot be read
+    it is known that it is there.
     """
     found = hashlib.sha256()
-    for sample in samples:
-        found.update(repr(list(_facts_of(sample))).encode())
+    shares = samples.shares if isinstance(samples, Mixture) else ()
+    found.update(repr([astuple(share) for share in shares]).encode())
+    for sample in readable(samples):
+        found.update(repr(sample and list(_facts_of(sample))).encode())
     return found.hexdigest()[:32]
 
 

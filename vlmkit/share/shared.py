@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from vlmkit.data.collate import TextRules
+from vlmkit.data.sample import Sample, readable
 from vlmkit.encoders.base import VisionEncoder
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.objectives import objective_weights
@@ -108,11 +109,11 @@ class Shared:
     def _too_large(
         self, encoders: list[VisionEncoder], files: list[FeatureFile], stage: Stage, data: StageData
     ) -> str | None:
-        """Why the features of all images would have no room; judged by the first sample with images."""
-        sample = next((sample for sample in data.samples if sample.images), None)
-        if sample is None:
-            return "no sample has an image"
-        sizes = data.collate.fit([image.size for image in sample.open_images()])
+        """Why the features of all images would have no room; judged by the first images that open."""
+        opened = next(_image_sizes(data.samples), None)
+        if opened is None:
+            return "no sample has an image that opens"
+        sizes = data.collate.fit(opened)
         times = len(data.samples) * (2 if 0 < stage.hflip < 1 else 1)
         needed = [times * sum(image_bytes(encoder, size) for size in sizes) for encoder in encoders]
         if max(needed) > self.limit:
@@ -121,6 +122,17 @@ class Shared:
         free = shutil.disk_usage(self.path).free
         missing = sum(max(0, size - file.bytes_on_disk()) for size, file in zip(needed, files, strict=True))
         return f"{_gb(missing)} needed, {_gb(free)} free in {self.path}" if missing > free else None
+
+
+def _image_sizes(samples: Sequence[Sample]) -> Iterator[list[tuple[int, int]]]:
+    """Sizes of each sample's images, of samples with images that open."""
+    for sample in readable(samples):
+        try:
+            if sample is not None and sample.images:
+                yield [image.size for image in sample.open_images()]
+        except VlmkitError:
+            # What it means for the stage is said where the stage meets it.
+            continue
 
 
 def _gb(size: float) -> str:

@@ -1,20 +1,18 @@
 """Finished stages: one run trains, the others take over what it found.
 
-`STAGES/KEY/` is shaped like a run: `checkpoints/STAGE-step-N/` and `metrics.jsonl`. It holds the tensors that
-the stage's objectives run through; all others of a run that takes it over stay that run's own.
+`STAGES/KEY/` is shaped like a run: `checkpoints/STAGE-step-N/`, `metrics.jsonl` and the lists beside it. It
+holds the tensors that the stage's objectives run through; all others of a run that takes it over stay that
+run's own.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlmkit import checkpoint
@@ -25,13 +23,19 @@ from vlmkit.recipe import Recipe, Stage
 from vlmkit.share import keys
 from vlmkit.share.features import StoredFeatures
 from vlmkit.train import checkpoints
-from vlmkit.train.loop import StageRun
-from vlmkit.train.metrics import read_metrics
+from vlmkit.train.intact import DamagedError, read_state
+from vlmkit.train.metrics import MetricsFile, read_metrics
 from vlmkit.train.module import StageModule
+from vlmkit.train.probe_samples import VERSIONS
+from vlmkit.train.restore import STEP_FILES
+from vlmkit.train.same_run import CHANGES_NO_NUMBER
+from vlmkit.train.schedule import stage_facts
+from vlmkit.train.stage_run import StageRun
 from vlmkit.train.steps import StageData
 
-# Settings that change no number: the samples themselves are in the key, not where they come from.
-FREE = ("data", "workers", "checkpoint_every")
+# The samples themselves are in the key, not where they come from. What happens at a bad sample or step is in
+# it, too: whether there was one is not known before.
+FREE = ("data", *CHANGES_NO_NUMBER)
 # Names of tensors in a `StageModule`.
 ENCODERS = ("vlm.encoders.", "contrastive.")
 EVERYTHING = ("",)
@@ -95,22 +99,27 @@ def take(entry: Path, work: StageWork) -> None:
     """Bring model, metrics and checkpoint to where training the stage would have brought them.
 
     Raises:
-        VlmkitError: What is stored is damaged.
+        VlmkitError: What is stored is damaged, or has other steps or samples than the stage.
     """
     name, run_dir = work.stage.name, work.run.run_dir
     found = checkpoints.latest_checkpoint(entry, name)
     if found is None:
         raise VlmkitError(f"{entry} holds no checkpoint of stage {name!r}; delete it, it is only a cache")
     try:
+        _require_as_many(entry, read_state(found), work)
+        checkpoints.require_whole(found)
         checkpoints.copy_tensors(found, _chosen(checkpoints.trained_tensors(work.module), work.scope))
-    except (OSError, SafetensorError) as error:
-        raise VlmkitError(f"{entry} is damaged ({error}); delete it, it is only a cache") from error
+    except DamagedError as error:
+        raise VlmkitError(f"{entry} is damaged ({error.reason}); delete it, it is only a cache") from error
     # Before the checkpoint: a run that is killed here begins the stage anew, and drops these rows.
-    work.run.metrics.rewind(name, 0)
-    for row in read_metrics(entry / "metrics.jsonl"):
-        work.run.metrics.write(row)
+    for file in STEP_FILES:
+        own = MetricsFile(run_dir / file)
+        own.rewind(name, 0)
+        for row in read_metrics(entry / file) if (entry / file).exists() else []:
+            own.write(row)
+    _tell_of_probes(entry, work)
     with checkpoint.building(run_dir / "checkpoints" / found.name) as partial:
-        _write(found, partial, checkpoints.trained_tensors(work.module))
+        checkpoints.derive(found, partial, checkpoints.trained_tensors(work.module))
 
 
 def keep(entry: Path, work: StageWork) -> None:
@@ -118,22 +127,35 @@ def keep(entry: Path, work: StageWork) -> None:
     name, run_dir = work.stage.name, work.run.run_dir
     found = checkpoints.latest_checkpoint(run_dir, name)
     assert found is not None
-    rows = [row for row in read_metrics(run_dir / "metrics.jsonl") if row["stage"] == name]
     with checkpoint.building(entry) as partial:
         into = partial / "checkpoints" / found.name
         into.mkdir(parents=True)
-        _write(found, into, _chosen(load_file(found / "trained.safetensors"), work.scope))
-        (partial / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        checkpoints.derive(found, into, _chosen(checkpoints.read_tensors(found), work.scope))
+        for file in STEP_FILES:
+            there = read_metrics(run_dir / file) if (run_dir / file).exists() else []
+            rows = [row for row in there if row["stage"] == name]
+            (partial / file).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+
+def _require_as_many(entry: Path, state: Mapping[str, Any], work: StageWork) -> None:
+    wanted = stage_facts(work.stage, work.data.samples)
+    found = {name: state.get(name) for name in wanted}
+    if found != wanted:
+        raise VlmkitError(
+            f"{entry} is of another stage ({found}, wanted {wanted}); delete it, it is only a cache"
+        )
+
+
+def _tell_of_probes(entry: Path, work: StageWork) -> None:
+    """Repeat what the stage's last look at whether it uses the picture has found."""
+    probed = [row for row in read_metrics(entry / "metrics.jsonl") if "probe/true" in row]
+    if probed:
+        last = probed[-1]
+        figures = ", ".join(f"{last[f'probe/{v}']:.4g} with {v} images" for v in VERSIONS)
+        work.run.reporter.note(
+            f"stage {work.stage.name}, its last probe, step {last['step']}: loss {figures}"
+        )
 
 
 def _chosen(tensors: dict[str, Tensor], scope: Sequence[str]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if name.startswith(tuple(scope))}
-
-
-def _write(source: Path, into: Path, tensors: dict[str, Tensor]) -> None:
-    """A checkpoint with these tensors and everything else from another one."""
-    for name in ("optimizer.pt", "random.pt"):
-        shutil.copyfile(source / name, into / name)
-    save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, into / "trained.safetensors")
-    state = json.loads((source / "state.json").read_text(encoding="utf-8"))
-    checkpoint.write_json(into / "state.json", {**state, "tensors": sorted(tensors)})

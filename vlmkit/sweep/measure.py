@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 from safetensors import safe_open
@@ -13,11 +14,13 @@ from safetensors import safe_open
 from vlmkit import register_auto_classes
 from vlmkit.assemble import build_data
 from vlmkit.checkpoint import read_run
+from vlmkit.data.sample import Sample, readable
+from vlmkit.errors import VlmkitError
 from vlmkit.processor import Processor
 from vlmkit.recipe import Block, Recipe
 from vlmkit.splice import count_given
 from vlmkit.sweep.grid import Job, Place
-from vlmkit.sweep.process import is_finished, read_record
+from vlmkit.sweep.process import LOST, is_finished, read_record
 from vlmkit.sweep.values import Values
 from vlmkit.train.metrics import read_metrics
 
@@ -54,7 +57,7 @@ class Row:
     @property
     def failed(self) -> bool:
         """Whether it ended without a result, by its own error or by a signal."""
-        return self.status in ("failed", "killed")
+        return self.status in LOST
 
 
 def measure(place: Place, job: Job) -> Row:
@@ -97,13 +100,19 @@ def _tokens(processor: Processor, recipe: Recipe) -> dict[str, float]:
 
 @lru_cache(maxsize=8)
 def _sizes(data: str) -> tuple[tuple[int, int], ...]:
-    """Width and height of the first images of a data set, which is read once for all runs."""
-    sizes: list[tuple[int, int]] = []
-    for sample in build_data(Block.model_validate_json(data)):
-        sizes += [image.size for image in sample.open_images()]
-        if len(sizes) >= IMAGES:
-            break
-    return tuple(sizes[:IMAGES])
+    """Width and height of the first images of a data set that open; it is read once for all runs."""
+    samples = build_data(Block.model_validate_json(data), check=False)
+    return tuple(islice(_opened(samples), IMAGES))
+
+
+def _opened(samples: Sequence[Sample]) -> Iterator[tuple[int, int]]:
+    """Sizes of the images of samples that can be used: the runs that are measured left out the others."""
+    for sample in readable(samples):
+        try:
+            if sample is not None:
+                yield from [image.size for image in sample.open_images()]
+        except VlmkitError:
+            continue
 
 
 def _parameters(run: Path, processor: Processor) -> dict[str, float]:

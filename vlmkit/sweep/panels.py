@@ -7,11 +7,9 @@ from typing import Any
 
 from vlmkit.sweep.measure import BLIND, CONNECTOR, EXACT, MEMORY, SEEN, SPEED, TOKENS
 from vlmkit.sweep.tables import Combined, Spread, number
+from vlmkit.train.curves import COLOURS, GREY
 
-# Colours that colour-blind readers tell apart (Okabe and Ito 2008, https://jfly.uni-koeln.de/color/).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX*"
-GREY = "#777777"
 TITLES = {
     TOKENS: "tokens per image",
     SEEN: "tokens looked at",

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from vlmkit.sweep.measure import EXACT, Row
-from vlmkit.sweep.panels import COLOURS, accuracy_curves, accuracy_dots, cost_bars, costs_of
+from vlmkit.sweep.panels import accuracy_curves, accuracy_dots, cost_bars, costs_of
 from vlmkit.sweep.tables import Combined, combine, keys
 from vlmkit.sweep.values import Values, as_text, labels, shown
+from vlmkit.train.curves import COLOURS
 
 # Inches: of the curves, of a line of bars, and of what stands above and below lines.
 CURVES, LINE, FRAME, WIDTH = 4.6, 0.36, 1.0, 14.0

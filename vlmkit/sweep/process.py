@@ -21,6 +21,8 @@ from vlmkit.sweep.values import as_text
 LAUNCHER = Path(__file__).with_name("launcher.py")
 # `failed` is by its own error, `killed` by a signal: memory that ran out, say.
 Status = Literal["finished", "failed", "killed", "interrupted"]
+# Ended without a result, and not because it was asked to.
+LOST: tuple[Status, ...] = ("failed", "killed")
 # Whether runs are told to share their work (`vlmkit train --share`).
 SHARE = True
 # What a process that was asked to stop ends with: by its own handler, or outside the steps by the signal.
@@ -143,7 +145,7 @@ class TrainProcess:
         ended = _status(code)
         return Record(
             status=ended,
-            error=self._last_line(code) if ended in ("failed", "killed") else "",
+            error=self._last_line(code) if ended in LOST else "",
             peak_bytes=max(peak_bytes, before.peak_bytes),
             seconds=time.monotonic() - self._began + before.seconds,
             processes=1 + before.processes,

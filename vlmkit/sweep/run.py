@@ -14,8 +14,8 @@ from vlmkit.sweep.plot import plot_sweep
 from vlmkit.sweep.pool import Pool
 from vlmkit.sweep.request import Request, refuse_other, remember
 from vlmkit.sweep.tune import Choices, why_open
-from vlmkit.train.loop import Interrupted
 from vlmkit.train.metrics import require_plots
+from vlmkit.train.stage_run import Interrupted
 
 NOTES = (
     "Mean over the finished seeds (smallest to largest). Exact match of generated answers; the blank image "

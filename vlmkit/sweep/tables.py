@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from vlmkit.checkpoint import write_text
 from vlmkit.sweep.measure import (
     ALL_PARTS,
     BLIND,
@@ -109,9 +110,7 @@ def write_tables(folder: Path, name: str, rows: Sequence[Row], notes: Sequence[s
     """Write NAME.csv and NAME.md, the latter with notes below the table."""
     below = "".join(f"\n{note}\n" for note in [*notes, *_stored(rows), *_failures(rows)])
     for ending, text in ((".csv", csv_table(rows)), (".md", markdown_table(rows) + below)):
-        partial = folder / f"{name}{ending}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(folder / f"{name}{ending}")
+        write_text(folder / f"{name}{ending}", text)
 
 
 def _failures(rows: Sequence[Row]) -> list[str]:

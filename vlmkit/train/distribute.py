@@ -7,17 +7,23 @@ only while it computes. What is written to disk is always whole, so any number o
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, gather_object
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    broadcast_object_list,
+    gather_object,
+)
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from vlmkit.errors import UsageError
+from vlmkit.errors import UsageError, VlmkitError
 
 SUPPORTED = (DistributedType.NO, DistributedType.FSDP)
 # Far from the seeds of stages, which are a run's own and small numbers above it.
@@ -100,7 +106,8 @@ def whole_optimizer(optimizer: torch.optim.Optimizer, keep: bool) -> dict[str, A
     for number, values in state["state"].items():
         own[number] = {}
         for name, value in values.items():
-            complete = whole(value).cpu() if isinstance(value, DTensor) else value
+            # On the CPU: a machine with another device, or with none, goes on from it.
+            complete = whole(value).cpu() if isinstance(value, Tensor) else value
             if keep:
                 own[number][name] = complete
     return {**state, "state": own}
@@ -120,9 +127,36 @@ def _cut_like(value: Any, parameter: Tensor) -> Any:
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
+def reshard(module: Any) -> None:
+    """Let go of what a pass without gradient has made whole: FSDP does that in the backward pass."""
+    if isinstance(module, FSDPModule):
+        module.reshard()
+
+
 def of_every_process(value: Any, accelerator: Accelerator) -> list[Any]:
     """What each process has, in order: they must all ask for it."""
     return list(gather_object([value])) if accelerator.num_processes > 1 else [value]
+
+
+def in_main_process(work: Callable[[], None]) -> None:
+    """Let the main process do something while the others wait; they all end if it fails.
+
+    Raises:
+        VlmkitError: It failed; the main process raises what was raised there.
+    """
+    state, failure = process_state(), None
+    try:
+        if state.is_main_process:
+            work()
+    except Exception as error:
+        failure = error
+    said = [None if failure is None else str(failure)]
+    if state.num_processes > 1:
+        said = broadcast_object_list(said)
+    if failure is not None:
+        raise failure
+    if said[0] is not None:
+        raise VlmkitError(f"the main process failed: {said[0]}")
 
 
 def own_randomness(seed: int, accelerator: Accelerator) -> None:
@@ -136,3 +170,8 @@ def any_process(flag: bool, accelerator: Accelerator) -> bool:
     if accelerator.num_processes == 1:
         return flag
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)) > 0)
+
+
+def most_of_all(count: int, accelerator: Accelerator) -> int:
+    """The largest of the processes' numbers: they must all ask."""
+    return max(map(int, of_every_process(count, accelerator)))

@@ -19,8 +19,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vlmkit.objectives import IGNORE
+from vlmkit.train.devices import same_randomness
+from vlmkit.train.logits import evaluate_exactly
 
 CHUNK = 1024
+# Of the made-up states: far outside of what a cap lets through as it is.
+LOUD = 64.0
 
 
 class SupervisedHead:
@@ -28,16 +32,21 @@ class SupervisedHead:
 
     The head is asked through the language model's own forward pass: what a family does to logits after it
     (Gemma 2 caps them, Cohere scales them) is done here, too. Where a family does nothing, the logits are
-    computed a chunk at a time and again in the backward pass, so that those of one chunk are held.
+    computed a chunk at a time and again in the backward pass, so that those of one chunk are held. Which it
+    is, is asked once, before the first batch, and does not depend on it: a resumed run decides alike.
 
     Args:
         head: The language model's output layer.
-        chunk: Positions C of a chunk.
+        chunk: Positions C of a chunk; `CHUNK` where absent.
+
+    Attributes:
+        losses_S: Weighted losses of the last batch, row after row, without gradient; empty before the first.
     """
 
-    def __init__(self, head: nn.Module, chunk: int = CHUNK) -> None:
+    def __init__(self, head: nn.Module, chunk: int | None = None) -> None:
         self.head = head
-        self.chunk = chunk
+        self.chunk = chunk or CHUNK
+        self.losses_S = torch.empty(0)
         self._plain: bool | None = None
 
     def loss(self, decode: Callable[[], Any], labels_BL: Tensor, weights_BL: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,6 +57,8 @@ class SupervisedHead:
             labels_BL: Unshifted labels, -100 where nothing is supervised.
             weights_BL: Weight of each label.
         """
+        if self._plain is None:
+            self._plain = self._does_nothing_after(decode)
         places_BL = F.pad(labels_BL[:, 1:] != IGNORE, (0, 1))
         targets_S = labels_BL[:, 1:][places_BL[:, :-1]]
         weights_S = weights_BL[:, 1:][places_BL[:, :-1]].float()
@@ -56,29 +67,74 @@ class SupervisedHead:
             logits_SW = decode().logits[0]
         (hidden_SD,) = kept
         if not chunked:
-            if self._plain is None and len(targets_S):
-                self._plain = self._does_nothing_after(hidden_SD, logits_SW)
-            return _weighted(logits_SW, targets_S, weights_S), weights_S.sum()
+            total, self.losses_S = _weighted(logits_SW, targets_S, weights_S)
+            return total, weights_S.sum()
         # The one row of logits that the model made keeps its graph whole, at no weight.
         total = 0.0 * logits_SW.sum()
         parts = [torch.split(whole, self.chunk) for whole in (hidden_SD, targets_S, weights_S)]
+        losses = []
         for part in zip(*parts, strict=True):
-            total = total + checkpoint(self._chunk_loss, *part, use_reentrant=False)
+            loss, losses_C = checkpoint(self._chunk_loss, *part, use_reentrant=False)
+            total = total + loss
+            losses.append(losses_C)
+        self.losses_S = torch.cat(losses)
         return total, weights_S.sum()
 
-    def _chunk_loss(self, hidden_CD: Tensor, targets_C: Tensor, weights_C: Tensor) -> Tensor:
+    def _chunk_loss(self, hidden_CD: Tensor, targets_C: Tensor, weights_C: Tensor) -> tuple[Tensor, Tensor]:
         return _weighted(self.head(hidden_CD), targets_C, weights_C)
 
     @torch.no_grad()
-    def _does_nothing_after(self, hidden_SD: Tensor, logits_SW: Tensor) -> bool:
-        """Whether the model's logits are its head's, bit for bit."""
-        sharded = any(type(p).__name__ == "DTensor" for p in self.head.parameters())
-        return not sharded and bool(torch.equal(self.head(hidden_SD).to(logits_SW), logits_SW))
+    def _does_nothing_after(self, decode: Callable[[], Any]) -> bool:
+        """Whether the model's logits are its head's, bit for bit, on one row of made-up hidden states.
+
+        One more pass, in which no dropout of the head is drawn; what else draws leaves no trace.
+        """
+        device = next(self.head.parameters()).device
+        with same_randomness(device), _quiet(self.head), _made_up(self.head) as made:
+            logits_1W = decode().logits[0]
+        if any(type(p).__name__ == "DTensor" for p in self.head.parameters()):
+            return False
+        with _quiet(self.head):
+            return bool(torch.equal(self.head(made[0])[0].to(logits_1W), logits_1W))
 
 
-def _weighted(logits_SW: Tensor, targets_S: Tensor, weights_S: Tensor) -> Tensor:
-    """Sum of weighted cross-entropies, in float32."""
-    return (F.cross_entropy(logits_SW.float(), targets_S, reduction="none") * weights_S).sum()
+def _weighted(logits_SW: Tensor, targets_S: Tensor, weights_S: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of weighted cross-entropies in float32, and each of them without gradient."""
+    losses_S = F.cross_entropy(logits_SW.float(), targets_S, reduction="none") * weights_S
+    return losses_S.sum(), losses_S.detach()
+
+
+@contextmanager
+def _quiet(head: nn.Module) -> Iterator[None]:
+    """Inside, the head and the adapters on it are evaluated; each of its modules is then as it was."""
+    training = [(module, module.training) for module in head.modules()]
+    evaluate_exactly(head)
+    try:
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode
+
+
+@contextmanager
+def _made_up(head: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside, the head gets one loud made-up hidden state in place of what the model gives it.
+
+    Yields:
+        A list that holds the state (1, 1, D), once the head was called.
+    """
+    made: list[Tensor] = []
+
+    def replace(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        own = torch.Generator().manual_seed(0)
+        made.append(LOUD * torch.randn(1, 1, args[0].shape[-1], generator=own).to(args[0]))
+        return (made[0],)
+
+    handle = head.register_forward_pre_hook(replace)
+    try:
+        yield made
+    finally:
+        handle.remove()
 
 
 @contextmanager

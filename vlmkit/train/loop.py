@@ -1,4 +1,4 @@
-"""The steps of one stage: accumulate, normalise by all supervised tokens, clip, step, write down.
+"""The steps of one stage, and what happens around each: the rate, the figures, the checkpoint.
 
 Every step is a function of (recipe, seed, step, stored state), so that a killed run goes on where it was.
 """
@@ -6,69 +6,28 @@ Every step is a function of (recipe, seed, step, stored state), so that a killed
 from __future__ import annotations
 
 import copy
-import math
-import signal
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import nn
 from torch.utils.data import DataLoader
 
+from vlmkit import durable
 from vlmkit.data.batch import Batch
-from vlmkit.errors import VlmkitError
 from vlmkit.recipe import Stage
 from vlmkit.train import checkpoints
-from vlmkit.train.distribute import any_process, is_sharded, whole
-from vlmkit.train.metrics import MetricsFile, Reporter
-from vlmkit.train.module import StageModule, batch_weight
-from vlmkit.train.schedule import epoch_length, lr_factor, total_steps
+from vlmkit.train.distribute import any_process, is_sharded
+from vlmkit.train.guard import NON_FINITE, Guard
+from vlmkit.train.meters import StepMeter
+from vlmkit.train.metrics import MetricsFile
+from vlmkit.train.module import StageModule
+from vlmkit.train.probe import Probe
+from vlmkit.train.schedule import lr_factor, stage_facts
 from vlmkit.train.skipped import SKIPPED, tell_skipped, write_skipped
+from vlmkit.train.stage_run import Interrupted, StageRun, stop_signals
 from vlmkit.train.steps import StageData, Steps
-
-Values = dict[str, float]
-
-
-class Interrupted(VlmkitError):
-    """Ctrl-C or a termination signal: a checkpoint was written."""
-
-    exit_code = 130
-
-
-@dataclass
-class StageRun:
-    """Where a stage writes and whom it tells.
-
-    Attributes:
-        run_dir: The run's directory.
-        accelerator: Devices and processes.
-        metrics: One line a step.
-        reporter: Told of each step.
-        clip: Largest norm of the gradient.
-        workers: Data-loading processes.
-    """
-
-    run_dir: Path
-    accelerator: Accelerator
-    metrics: MetricsFile
-    reporter: Reporter
-    clip: float = 1.0
-    workers: int = 0
-    stop: bool = field(default=False, init=False)
-
-    def ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
-        """Signal handler: finish the step that is under way; a second Ctrl-C does not wait."""
-        # Launchers of several processes pass a Ctrl-C on that each of them got already.
-        if self.stop and self.accelerator.num_processes == 1:
-            raise KeyboardInterrupt
-        self.stop = True
+from vlmkit.train.take_step import take_step
 
 
 def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun, resume: Path | None) -> None:
@@ -82,41 +41,112 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
         checkpoints.load_tensors(resume, module)
     # There is no way back from shares to a module: the last checkpoint brings the numbers back.
     trained = copy.deepcopy(module) if is_sharded(run.accelerator) else module
-    optimizer = torch.optim.AdamW(trained.param_groups(stage), betas=stage.betas)
-    base_rates = [group["lr"] for group in optimizer.param_groups]
-    steps = total_steps(stage, epoch_length(data.samples))
-    wrapped, optimizer = run.accelerator.prepare(trained, optimizer)
-    start = int(checkpoints.load_checkpoint(resume, optimizer, run.accelerator)["step"]) if resume else 0
-    run.metrics.rewind(stage.name, start)
-    left_out = MetricsFile(run.run_dir / SKIPPED, run.accelerator.is_main_process)
-    left_out.rewind(stage.name, start)
-    saved = resume
-    wrapped.train()
-    run.reporter.begin(stage.name, start, steps)
-    with _stop_signals(run):
-        for step, batches in _batches(stage, data, run, start, steps):
-            factor = lr_factor(stage, step, steps)
-            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = rate * factor
-            began, stored = time.perf_counter(), module.stored_seconds
-            values = _step(wrapped, optimizer, module.weights, batches, run)
-            took = time.perf_counter() - began
-            values |= {"lr": factor, **_seconds(took, stored, module.stored_seconds)}
-            if stage.on_bad_sample == "skip":
-                own = batches[0].skipped
-                values["skipped"] = write_skipped(own, left_out, stage, step + 1, run.accelerator)
-            run.metrics.write({"stage": stage.name, "step": step + 1, **values})
-            run.reporter.step(step + 1, values)
-            due = stage.checkpoint_every and (step + 1) % stage.checkpoint_every == 0
-            stop = any_process(run.stop, run.accelerator)
-            if step + 1 == steps or due or stop:
-                saved = _save(trained, stage, optimizer, run, step + 1)
-            if stop:
-                raise Interrupted(f"stopped after step {step + 1} of stage {stage.name}; go on with --resume")
-    if trained is not module and saved is not None:
-        checkpoints.load_tensors(saved, module)
-    run.reporter.end()
-    tell_skipped(left_out, stage.name, run.reporter)
+    loop = StageLoop(trained, stage, data, run, resume)
+    run.reporter.begin(stage.name, loop.start, loop.steps)
+    with stop_signals(run):
+        for step, batches in loop.meter.each(_batches(stage, data, run, loop.start, loop.steps)):
+            loop.step(step, batches)
+            loop.save_where_due(step + 1)
+    if trained is not module and loop.saved is not None:
+        checkpoints.load_tensors(loop.saved, module)
+    loop.end()
+
+
+class StageLoop:
+    """A stage between two steps: what trains it, what watches it, and where it is.
+
+    Args:
+        trained: The stage's module, with the tensors of the checkpoint if there is one.
+        stage: The stage.
+        data: What it trains on.
+        run: Where it writes and whom it tells.
+        resume: The checkpoint to go on from.
+
+    Attributes:
+        steps: All of the stage's.
+        start: Those that the checkpoint has behind it.
+        saved: The newest checkpoint.
+    """
+
+    def __init__(
+        self, trained: StageModule, stage: Stage, data: StageData, run: StageRun, resume: Path | None
+    ) -> None:
+        self.trained, self.stage, self.run, self.saved = trained, stage, run, resume
+        # Fused: one kernel a parameter in place of ten, and as exact to the bit for any threads and resume.
+        optimizer = torch.optim.AdamW(trained.param_groups(stage), betas=stage.betas, fused=True)
+        self.base_rates = [group["lr"] for group in optimizer.param_groups]
+        self.facts = stage_facts(stage, data.samples)
+        self.steps: int = self.facts["steps"]
+        self.meter = StepMeter(trained, data, run.accelerator)
+        self.wrapped, self.optimizer = run.accelerator.prepare(trained, optimizer)
+        state: dict[str, Any] = self._restored(resume) if resume else {"step": 0}
+        self.start = int(state["step"])
+        self.probe = Probe(stage, data, self.steps, run, state.get("probe"))
+        self.guard = Guard(stage, run, self.start, state.get("non_finite_in_a_row", 0))
+        self.skipped = MetricsFile(run.run_dir / SKIPPED, run.accelerator.is_main_process)
+        for file in (run.metrics, self.skipped):
+            file.rewind(stage.name, self.start)
+        self.wrapped.train()
+        if resume:
+            # Last: nothing from here to the first step draws.
+            checkpoints.load_random(resume, run.accelerator)
+
+    def _restored(self, path: Path) -> dict[str, Any]:
+        """The state of a checkpoint; the optimiser is as it was then."""
+        state = checkpoints.load_checkpoint(path, self.trained, self.optimizer, self.facts)
+        if self.run.accelerator.is_main_process:
+            # A kill may have come between the newest checkpoint and the end of the older ones.
+            checkpoints.rotate(self.run.run_dir, self.stage.name)
+        return state
+
+    def step(self, step: int, batches: list[Batch]) -> None:
+        """Take the step that has `step` ones before it, and write down what there is to say of it."""
+        stage, run, number = self.stage, self.run, step + 1
+        factor = lr_factor(stage, step, self.steps)
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
+        values = take_step(self.wrapped, self.optimizer, self.meter, batches, run, self.guard)
+        values |= {"lr": factor, **self.meter.values()}
+        if stage.on_bad_sample == "skip":
+            own = batches[0].skipped
+            values["skipped"] = write_skipped(own, self.skipped, stage, number, run.accelerator)
+        values |= self.probe.after(number, self.wrapped)
+        run.metrics.write({"stage": stage.name, "step": number, **values})
+        run.reporter.step(number, values)
+
+    def save_where_due(self, number: int) -> None:
+        """Write a checkpoint after this many steps if it is time to.
+
+        Raises:
+            Interrupted: One of the processes was asked to stop.
+        """
+        every = self.stage.checkpoint_every
+        stop = any_process(self.run.stop, self.run.accelerator)
+        if stop or number == self.steps or (every and number % every == 0):
+            self._save(number)
+        if stop:
+            raise Interrupted(f"stopped after step {number} of stage {self.stage.name}; go on with --resume")
+
+    def _save(self, number: int) -> None:
+        """A checkpoint under `checkpoints/`, by the main process with what all hold; older ones go."""
+        run = self.run
+        path = run.run_dir / "checkpoints" / f"{self.stage.name}-step-{number:06d}"
+        # A power cut must not take lines of steps that the checkpoint has behind it.
+        durable.sync_those_there(run.metrics.path, run.run_dir / SKIPPED, run.run_dir / NON_FINITE)
+        watched = {"non_finite_in_a_row": self.guard.in_a_row, "probe": self.probe.state}
+        state = {**self.facts, "step": number, **watched}
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        checkpoints.save_checkpoint(path, self.trained, optimizer, state, run.accelerator)
+        if run.accelerator.is_main_process:
+            checkpoints.rotate(run.run_dir, self.stage.name)
+        run.accelerator.wait_for_everyone()
+        self.saved = path
+
+    def end(self) -> None:
+        """Say what there is to say of the whole stage."""
+        self.run.reporter.end()
+        tell_skipped(self.skipped, self.stage.name, self.run.reporter)
+        self.guard.tell()
 
 
 def _batches(
@@ -129,90 +159,3 @@ def _batches(
     own = torch.Generator()
     loader = DataLoader(dataset, None, sampler=numbers, num_workers=run.workers, generator=own)
     return zip(numbers, loader, strict=True)
-
-
-@contextmanager
-def _stop_signals(run: StageRun) -> Iterator[None]:
-    """Turn Ctrl-C and termination into a request to stop; possible in the main thread only."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handled = {s: signal.signal(s, run.ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in handled.items():
-            signal.signal(number, handler)
-
-
-def _step(
-    wrapped: Any, optimizer: Any, weights: dict[str, float], batches: list[Batch], run: StageRun
-) -> Values:
-    """One optimiser step over the micro-batches; returns what is written down."""
-    accelerator = run.accelerator
-    totals = _global_weights(batches, weights, accelerator)
-    sums = {name: torch.zeros((), device=accelerator.device) for name in weights}
-    for i, batch in enumerate(batches):
-        last = i == len(batches) - 1
-        with nullcontext() if last else accelerator.no_sync(wrapped):
-            with accelerator.autocast():
-                losses = wrapped(batch.to(accelerator.device))
-            for name, (total, _) in losses.items():
-                sums[name] += total.detach() / totals[name]
-            loss = sum(weights[name] * total / totals[name] for name, (total, _) in losses.items())
-            # DDP averages over processes, and the sum over all of them is wanted.
-            accelerator.backward(loss * accelerator.num_processes)
-    values = {name: float(accelerator.reduce(value)) for name, value in sums.items()}
-    loss_value = sum(weights[name] * value for name, value in values.items())
-    norm = float(whole(accelerator.clip_grad_norm_(wrapped.parameters(), run.clip)))
-    _refuse_non_finite(loss_value, norm, batches)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return {"loss": loss_value, **values, "grad_norm": norm, **_counts(batches, accelerator)}
-
-
-def _seconds(took: float, before: float | None, after: float | None) -> Values:
-    """The time of a step, without what features that runs share took of it: that depends on other runs."""
-    if before is None or after is None:
-        return {"seconds": took}
-    return {"seconds": took - (after - before), "features_seconds": after - before}
-
-
-def _counts(batches: list[Batch], accelerator: Accelerator) -> Values:
-    """What all processes worked on: tokens of all rows, and images."""
-    batches = [batch for batch in batches if batch.sample_ids]
-    tokens = sum(int((b.branches_BL >= 0).sum()) for b in batches if b.branches_BL is not None)
-    images = sum(int((b.image_sizes[..., 0] > 0).sum()) for b in batches if b.image_sizes is not None)
-    own = torch.tensor([tokens, images], device=accelerator.device)
-    tokens, images = accelerator.reduce(own).tolist()
-    return {"tokens": tokens, "images": images}
-
-
-def _global_weights(
-    batches: list[Batch], weights: dict[str, float], accelerator: Accelerator
-) -> dict[str, float]:
-    """The weight each objective's sum is divided by: over all micro-batches and all processes of the step."""
-    own = [sum(batch_weight(name, b) for b in batches) for name in weights]
-    everywhere = accelerator.reduce(torch.tensor(own, dtype=torch.float64, device=accelerator.device))
-    return {name: max(float(value), 1e-9) for name, value in zip(weights, everywhere.tolist(), strict=True)}
-
-
-def _refuse_non_finite(loss: float, norm: float, batches: list[Batch]) -> None:
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        names = ", ".join(name for b in batches for name in b.sample_ids)
-        raise VlmkitError(
-            f"loss {loss} and gradient norm {norm} in a step with samples {names}; "
-            "lower the learning rate, or look at these samples"
-        )
-
-
-def _save(trained: nn.Module, stage: Stage, optimizer: Any, run: StageRun, step: int) -> Path:
-    """A checkpoint under `checkpoints/`, by the main process with what all hold; older ones go."""
-    path = run.run_dir / "checkpoints" / f"{stage.name}-step-{step:06d}"
-    inner = getattr(optimizer, "optimizer", optimizer)
-    state = {"stage": stage.name, "step": step}
-    checkpoints.save_checkpoint(path, trained, inner, state, run.accelerator)
-    if run.accelerator.is_main_process:
-        checkpoints.rotate(run.run_dir, stage.name)
-    run.accelerator.wait_for_everyone()
-    return path

@@ -1,16 +1,29 @@
-"""`metrics.jsonl` and its plot, and the protocol by which the loop tells of its progress."""
+"""`metrics.jsonl`, and the protocol by which the loop tells of its progress."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from collections import defaultdict
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from vlmkit.checkpoint import write_text
 from vlmkit.errors import MissingExtraError
 from vlmkit.train.stage import PartRow
+
+# Figures of a step that another run of the same recipe does not repeat: they depend on the machine.
+VOLATILE = (
+    "seconds",
+    "data_seconds",
+    "features_seconds",
+    "tokens_per_second",
+    "images_per_second",
+    "peak_bytes",
+    "mfu",
+    "probe_seconds",
+)
 
 
 class Reporter(Protocol):
@@ -24,7 +37,7 @@ class Reporter(Protocol):
         """The steps of a stage begin."""
         ...
 
-    def step(self, step: int, values: Mapping[str, float]) -> None:
+    def step(self, step: int, values: Mapping[str, Any]) -> None:
         """One step is done."""
         ...
 
@@ -50,7 +63,7 @@ class Silent:
     def begin(self, name: str, start: int, steps: int) -> None:
         """See `Reporter`."""
 
-    def step(self, step: int, values: Mapping[str, float]) -> None:
+    def step(self, step: int, values: Mapping[str, Any]) -> None:
         """See `Reporter`."""
 
     def end(self) -> None:
@@ -76,19 +89,29 @@ class MetricsFile:
         self.active = active
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append one line."""
+        """Append one line; a number that JSON does not know (not finite) is null."""
         if self.active:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(dict(values)) + "\n")
+                file.write(json.dumps(_finite(values), allow_nan=False) + "\n")
 
     def rewind(self, stage: str, step: int) -> None:
         """Drop a stage's lines after `step`: a resumed run writes them again."""
         if not self.active or not self.path.exists():
             return
         kept = [row for row in read_metrics(self.path) if row["stage"] != stage or row["step"] <= step]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        partial.replace(self.path)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _finite(value: Any) -> Any:
+    """The same without numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {name: _finite(own) for name, own in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def repeatable(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without its `VOLATILE` figures: the same in every run of a recipe on a CPU."""
+    return {name: value for name, value in row.items() if name not in VOLATILE}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -110,24 +133,3 @@ def require_plots() -> None:
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingExtraError("matplotlib", "train")
-
-
-def plot_metrics(path: Path, picture: Path) -> None:
-    """Loss curves of every stage, one panel each, as a PNG."""
-    require_plots()
-    from matplotlib.figure import Figure
-
-    stages: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in read_metrics(path):
-        stages[row["stage"]].append(row)
-    figure = Figure(figsize=(5.5 * max(1, len(stages)), 4), layout="constrained")
-    axes = figure.subplots(1, max(1, len(stages)), squeeze=False)[0]
-    for axis, (name, rows) in zip(axes, stages.items()):
-        steps = [row["step"] for row in rows]
-        for curve in ("next_token", "contrastive"):
-            if curve in rows[0]:
-                axis.plot(steps, [row[curve] for row in rows], label=curve, linewidth=1)
-        axis.set(title=f"stage {name}", xlabel="step", ylabel="loss", yscale="log")
-        axis.grid(alpha=0.3)
-        axis.legend(frameon=False)
-    figure.savefig(picture, dpi=120)

@@ -16,6 +16,7 @@ from vlmkit.objectives import IGNORE, ContrastiveHead, caption_targets, objectiv
 from vlmkit.recipe import Stage
 from vlmkit.share.features import StoredFeatures
 from vlmkit.train.head import SupervisedHead
+from vlmkit.train.logits import keep_four_bits
 from vlmkit.train.stage import PARTS, part_module
 from vlmkit.vlm import VLM
 from vlmkit_connectors import VisionFeatures
@@ -44,14 +45,22 @@ class StageModule(nn.Module):
         self.head = SupervisedHead(model.get_output_embeddings())
         self.contrastive = ContrastiveHead() if "contrastive" in self.weights else None
 
-    def forward(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        """Each objective's (sum of losses, weight) on a batch that is on the model's device."""
+    def forward(self, batch: Batch, by_row: bool = False) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each objective's (sum of losses, weight) on a batch that is on the model's device.
+
+        Args:
+            batch: The rows.
+            by_row: Give both numbers of `next_token` for each of `batch.sample_ids`, and no other objective;
+                without gradient.
+        """
         images = self._features(batch)
         # A process whose rows have no image must still touch the parameters that other processes' images do.
         features = images or self.blank_features()
         losses = {}
         if "next_token" in self.weights:
             losses["next_token"] = self._next_token(batch, images, features)
+        if by_row:
+            return {"next_token": self._by_row(batch)}
         if self.contrastive is not None:
             losses["contrastive"] = self._contrastive(batch, features)
         return losses
@@ -96,6 +105,15 @@ class StageModule(nn.Module):
         )
         return sum(untouched, loss), weight
 
+    def _by_row(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The losses that the head has kept, and their weights, of each of `batch.sample_ids`."""
+        assert batch.labels_BL is not None and batch.weights_BL is not None
+        chosen_BL = batch.labels_BL[:, 1:] != IGNORE
+        owner_S = batch.owners_BL[:, 1:][chosen_BL]
+        losses_S, weights_S = self.head.losses_S, batch.weights_BL[:, 1:][chosen_BL].float()
+        zeros = losses_S.new_zeros(len(batch.sample_ids))
+        return zeros.index_add(0, owner_S, losses_S), zeros.index_add(0, owner_S, weights_S)
+
     def _contrastive(self, batch: Batch, features: list[VisionFeatures]) -> tuple[Tensor, Tensor]:
         """Each sample's first image against the captions of the batch; zero where no image has a caption."""
         pooled_IE = features[0].pooled_BE
@@ -127,6 +145,8 @@ class StageModule(nn.Module):
             module = part_module(self.vlm, part)
             if not any(p.requires_grad for p in module.parameters()):
                 module.eval()
+        # A pass without gradient would round their scales on some processors, see `evaluate_exactly`.
+        keep_four_bits(self)
         return self
 
     def param_groups(self, stage: Stage) -> list[dict[str, object]]:

@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
+from accelerate import Accelerator
 
 import vlmkit
-from vlmkit import checkpoint
+from vlmkit import checkpoint, durable
 from vlmkit.assemble import assemble, build_data, check_fit, text_rules
 from vlmkit.data.collate import Collator
 from vlmkit.data.sample import Sample, readable
-from vlmkit.errors import UsageError, VlmkitError
+from vlmkit.errors import UsageError
 from vlmkit.evaluate import evaluate
 from vlmkit.objectives import OBJECTIVES, objective_weights
 from vlmkit.quantize import dequantize
 from vlmkit.recipe import Recipe, Stage
 from vlmkit.share import SHARE_LIMIT
-from vlmkit.share.shared import Shared, StageWork
-from vlmkit.train import checkpoints
-from vlmkit.train.distribute import home_device, make_accelerator, own_randomness, process_state
-from vlmkit.train.loop import StageRun, run_stage
-from vlmkit.train.metrics import MetricsFile, Reporter, Silent, plot_metrics, require_plots
-from vlmkit.train.module import StageModule
+from vlmkit.share.shared import Shared
+from vlmkit.train.curves import plot_metrics
+from vlmkit.train.distribute import home_device, make_accelerator, process_state
+from vlmkit.train.each_stage import Stages
+from vlmkit.train.lock import LOCK, locked
+from vlmkit.train.metrics import Reporter, Silent, require_plots
 from vlmkit.train.precision import mixed_precision
-from vlmkit.train.reach import freeze_unreached
-from vlmkit.train.stage import apply_stage, finish_stage
+from vlmkit.train.same_run import require_same_run
 from vlmkit.train.steps import StageData
+from vlmkit.train.trackers import Tracked, require_trackers
 from vlmkit.vlm import VLM
+
+# What a kill may leave of a run that had not begun.
+BEFORE_A_RUN = (LOCK, f"{checkpoint.MANIFEST}.partial")
+
+
+MakeShared = Callable[[Reporter, Accelerator], Shared | None]
 
 
 @dataclass(frozen=True)
@@ -65,21 +72,61 @@ def train_recipe(
         share_limit: Most gigabytes of the stored features of one encoder there.
 
     Raises:
-        UsageError: The run directory holds another run, or one and `resume` is not set.
+        UsageError: The run directory holds another run, or one and `resume` is not set; a tracker is not
+            installed.
         Interrupted: A signal came; a checkpoint was written.
     """
+    require_trackers(recipe.trackers)
     state = process_state()
     # One voice, that of the process which writes.
     reporter = reporter if reporter is not None and state.is_main_process else Silent()
-    run_dir = recipe.run_dir
-    manifest = _look_for_run(recipe, resume)
+    make_shared = partial(_shared, share, share_limit)
+    if not recipe.trackers or not state.is_main_process:
+        return _alone(recipe, resume, make_shared, reporter)
+    with Tracked(recipe, reporter) as tracked:
+        run = _alone(recipe, resume, make_shared, tracked)
+        tracked.report(run.report)
+    return run
+
+
+def _alone(recipe: Recipe, resume: bool, make_shared: MakeShared, reporter: Reporter) -> TrainedRun:
+    """Run a recipe while no other process trains into its directory."""
+    manifest = look_for_run(recipe, resume)
+    with ExitStack() as held:
+        if manifest is not None:
+            held.enter_context(locked(recipe.run_dir, reporter))
+            # Another process may have written until now.
+            manifest = look_for_run(recipe, resume)
+        return _train(recipe, manifest, held, make_shared, reporter)
+
+
+def _shared(share: Path | None, limit: float, reporter: Reporter, accelerator: Accelerator) -> Shared | None:
+    return Shared(share, limit, accelerator, reporter.note) if share is not None else None
+
+
+def _train(
+    recipe: Recipe,
+    manifest: dict[str, Any] | None,
+    held: ExitStack,
+    make_shared: MakeShared,
+    reporter: Reporter,
+) -> TrainedRun:
+    """Run a recipe, or what is left of it.
+
+    Args:
+        recipe: What to do.
+        manifest: Of the run that is resumed, whose directory is held; None for a new run.
+        held: Where a new run's directory is held, too.
+        make_shared: Makes what the run shares with others.
+        reporter: Told of the progress.
+    """
+    run_dir, state = recipe.run_dir, process_state()
     if manifest is not None and manifest["finished"]:
         return _evaluated(recipe, None, manifest, reporter)
     mixed, reason = mixed_precision(recipe.precision, state.device)
     accelerator = make_accelerator(mixed)
-    shared = Shared(share, share_limit, accelerator, reporter.note) if share is not None else None
-    device = home_device(accelerator)
-    model = assemble(recipe).to(device)
+    shared = make_shared(reporter, accelerator)
+    model = assemble(recipe).to(home_device(accelerator))
     check_fit(recipe, model)
     # Everything that can be missing is looked for before the first step, not after hours of them.
     data = [_stage_data(recipe, stage, model, shared) for stage in recipe.stages]
@@ -87,33 +134,12 @@ def train_recipe(
     require_plots()
     # No process may look for a run after another has begun it.
     accelerator.wait_for_everyone()
-    manifest = manifest or _begin_run(recipe, accelerator.is_main_process)
-    metrics = MetricsFile(run_dir / "metrics.jsonl", accelerator.is_main_process)
-    for number, stage in enumerate(recipe.stages):
-        # Before the stage is applied: fresh adapters must not depend on what ran before in this process.
-        torch.manual_seed(recipe.seed + number)
-        rows = apply_stage(model, stage)
-        done = stage.name in manifest["stages_done"]
-        encode = shared.features(model, stage, data[number]) if shared is not None and not done else None
-        module = StageModule(model, stage, encode).to(device)
-        rows = freeze_unreached(module, rows)
-        own_randomness(recipe.seed + number, accelerator)
-        found = checkpoints.latest_checkpoint(run_dir, stage.name)
-        if done:
-            checkpoints.load_tensors(_there(found, run_dir, stage), module)
-        else:
-            reporter.stage(stage.name, rows, reason)
-            run = StageRun(run_dir, accelerator, metrics, reporter, stage.clip, stage.workers)
-            train = partial(run_stage, module, stage, data[number], run, found)
-            if shared is None:
-                train()
-            else:
-                shared.train(StageWork(recipe, number, module, data[number], run), train)
-            accelerator.free_memory()
-            manifest["stages_done"].append(stage.name)
-            if accelerator.is_main_process:
-                checkpoint.write_json(run_dir / checkpoint.MANIFEST, manifest)
-        finish_stage(model)
+    if manifest is None:
+        held.enter_context(locked(run_dir, reporter, new=True))
+    manifest = _begin_run(recipe, manifest, accelerator.is_main_process)
+    stages = Stages(recipe, model, data, accelerator, shared, reporter, reason, manifest)
+    for number in range(len(recipe.stages)):
+        stages.bring_to_its_end(number)
     if recipe.model.llm.quantize is not None:
         dequantize(model)
     if accelerator.is_main_process:
@@ -122,44 +148,32 @@ def train_recipe(
     return _evaluated(recipe, model, manifest, reporter)
 
 
-def _there(found: Path | None, run_dir: Path, stage: Stage) -> Path:
-    """The checkpoint of a stage that the manifest says is done."""
-    if found is None:
-        raise VlmkitError(
-            f"{run_dir}: the checkpoint of stage {stage.name!r} is gone; train again, with another output="
-        )
-    return found
+def look_for_run(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
+    """The manifest of the run that is to be resumed, None for a new run; changes nothing.
 
-
-def _look_for_run(recipe: Recipe, resume: bool) -> dict[str, Any] | None:
-    """The manifest of the run that is to be resumed, None for a new run; refuses to write over another."""
+    Raises:
+        UsageError: The run directory holds something else, a run of another recipe, or one and `resume` is
+            not set.
+    """
     run_dir = recipe.run_dir
     if not (run_dir / checkpoint.MANIFEST).exists():
-        if run_dir.exists() and any(run_dir.iterdir()):
+        if run_dir.exists() and any(p.name not in BEFORE_A_RUN for p in run_dir.iterdir()):
             raise UsageError(f"{run_dir} exists, is not empty and holds no run; set output=ANOTHER_DIRECTORY")
         return None
     if not resume:
         raise UsageError(f"{run_dir} holds a run already; add --resume, or set output=ANOTHER_DIRECTORY")
     manifest = checkpoint.read_run(run_dir)
-    resolved = recipe.model_dump(mode="json")
-    # Read as a recipe, what an older version wrote has the defaults of keys that it did not know.
-    written = Recipe.model_validate(manifest["recipe"]).model_dump(mode="json")
-    # A run that was moved or is tested on other data is still the same run.
-    free = ("output", "evaluate")
-    changed = sorted(k for k in resolved if k not in free and resolved[k] != written[k])
-    if changed:
-        raise UsageError(
-            f"{run_dir} was made by another recipe (differs in: {', '.join(changed)}); "
-            "resume with the same recipe, or set output=ANOTHER_DIRECTORY"
-        )
+    require_same_run(run_dir, manifest["recipe"], recipe)
     return manifest
 
 
-def _begin_run(recipe: Recipe, write: bool) -> dict[str, Any]:
-    """Make the run directory with the resolved recipe, once the model could be assembled."""
-    run_dir = recipe.run_dir
-    resolved = recipe.model_dump(mode="json")
-    manifest = {
+def _begin_run(recipe: Recipe, manifest: dict[str, Any] | None, write: bool) -> dict[str, Any]:
+    """Put manifest and resolved recipe into the run directory, where they are not, and return the manifest.
+
+    A new run's come once the model could be assembled. A resumed run's have its stages as they are now.
+    """
+    run_dir, resolved = recipe.run_dir, recipe.model_dump(mode="json")
+    new: dict[str, Any] = {
         "kind": "vlmkit run",
         "version": vlmkit.__version__,
         "recipe": resolved,
@@ -167,11 +181,15 @@ def _begin_run(recipe: Recipe, write: bool) -> dict[str, Any]:
         "finished": False,
         "report": None,
     }
-    if write:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(run_dir / checkpoint.MANIFEST, manifest)
-        (run_dir / "recipe.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
-    return manifest
+    current = manifest or new
+    current["recipe"] = {**current["recipe"], "stages": resolved["stages"]}
+    if write and (manifest is None or current["recipe"] != checkpoint.read_run(run_dir)["recipe"]):
+        checkpoint.write_json(run_dir / checkpoint.MANIFEST, current)
+    text, file = yaml.safe_dump(current["recipe"], sort_keys=False), run_dir / "recipe.yaml"
+    # A kill may have come between the two.
+    if write and not (file.exists() and file.read_text(encoding="utf-8") == text):
+        checkpoint.write_text(file, text)
+    return current
 
 
 def _stage_data(recipe: Recipe, stage: Stage, model: VLM, shared: Shared | None = None) -> StageData:
@@ -236,3 +254,4 @@ def save_model(model: VLM, run_dir: Path) -> None:
     for file in sorted(model_dir.iterdir()):
         file.replace(run_dir / file.name)
     model_dir.rmdir()
+    durable.sync(run_dir)

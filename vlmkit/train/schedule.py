@@ -6,6 +6,7 @@ import math
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -19,6 +20,11 @@ def epoch_length(samples: Sequence[Sample]) -> int:
     return sum(share.quota for share in samples.shares) if isinstance(samples, Mixture) else len(samples)
 
 
+def stage_facts(stage: Stage, samples: Sequence[Sample]) -> dict[str, Any]:
+    """What a checkpoint says about its stage, and what must be so again for it to be gone on from."""
+    return {"stage": stage.name, "steps": total_steps(stage, epoch_length(samples)), "samples": len(samples)}
+
+
 def total_steps(stage: Stage, samples: int) -> int:
     """Optimiser steps of a stage with that many samples an epoch."""
     if stage.steps is not None:
@@ -27,9 +33,14 @@ def total_steps(stage: Stage, samples: int) -> int:
     return max(1, math.ceil(stage.epochs * samples / stage.batch_size))
 
 
+def warmup_steps(stage: Stage, steps: int) -> int:
+    """Steps of the warmup of a stage with that many steps."""
+    return int(stage.warmup if stage.warmup >= 1 else stage.warmup * steps)
+
+
 def lr_factor(stage: Stage, step: int, steps: int) -> float:
     """Factor of every learning rate at `step` (0-based): linear warmup, then the schedule down to zero."""
-    warmup = int(stage.warmup if stage.warmup >= 1 else stage.warmup * steps)
+    warmup = warmup_steps(stage, steps)
     if step < warmup:
         return (step + 1) / warmup
     if stage.schedule == "constant":

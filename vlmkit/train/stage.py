@@ -14,7 +14,7 @@ from vlmkit.errors import MissingExtraError, UsageError
 from vlmkit.llm.attend import attend_in_segments
 from vlmkit.quantize import parameter_size
 from vlmkit.recipe import Lora, PartName, Stage
-from vlmkit.train.qlora import is_four_bit, merge_four_bits
+from vlmkit.train.adapters import has_adapters, merge_adapters
 from vlmkit.vlm import VLM
 
 logger = logging.getLogger(__name__)
@@ -102,14 +102,29 @@ def add_lora(model: VLM, lora: Lora) -> None:
             f"lora targets {', '.join(lora.targets)} match no linear layer of the language model "
             f"(it has: {', '.join(sorted(linear))})"
         )
+    _refuse_tied(model, lora)
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=rf".*\.({names})",
+        target_modules=rf"(.*\.)?({names})",
         bias="none",
     )
     model.language_model = get_peft_model(model.language_model, config)
+
+
+def _refuse_tied(model: VLM, lora: Lora) -> None:
+    """An adapter on a head that shares its weight with the embeddings could not be merged into it alone."""
+    language_model = model.language_model
+    read, written = language_model.get_input_embeddings(), language_model.get_output_embeddings()
+    if written is None or read.weight is not written.weight:
+        return
+    tied = {n.rsplit(".", 1)[-1] for n, m in language_model.named_modules() if m in (read, written)}
+    if tied & set(lora.targets):
+        raise UsageError(
+            f"lora targets {', '.join(sorted(tied & set(lora.targets)))}: embeddings and head are one weight "
+            "here, and an adapter of one, merged, would change both; leave it out of the targets"
+        )
 
 
 def recomputing(encoder: nn.Module) -> Any:
@@ -130,15 +145,27 @@ def recompute_activations(module: Any, on: bool) -> None:
         getattr(module, f"{name}_disable")()
 
 
-def finish_stage(model: VLM) -> None:
-    """Merge adapters into the weights, so that what is saved is a plain model; see `merge_four_bits`."""
-    merge = getattr(model.language_model, "merge_and_unload", None)
-    if merge is not None:
-        four_bit = is_four_bit(model.language_model)
-        model.language_model = merge_four_bits(model.language_model) if four_bit else merge()
+def finish_stage(model: VLM, check: bool = True) -> float | None:
+    """Merge adapters into the weights, so that what is saved is a plain model; see `merge_adapters`.
+
+    Args:
+        model: With a stage applied.
+        check: Compare logits before and after; not possible on meta tensors.
+
+    Returns:
+        By how much the logits differ; None where there was nothing to merge, or it was not checked.
+
+    Raises:
+        VlmkitError: They differ by more than rounding does.
+    """
+    # Before the merge, whose rows for the comparison are of one sample.
     attend_in_segments(model.language_model, False)
+    changed = None
+    if has_adapters(model.language_model):
+        model.language_model, changed = merge_adapters(model.language_model, check)
     for module in (model.language_model, *filter(None, map(recomputing, model.encoders))):
         recompute_activations(module, False)
     for parameter in model.parameters():
         # Integers that hold 4-bit numbers have no gradient.
         parameter.requires_grad_(parameter.is_floating_point())
+    return changed

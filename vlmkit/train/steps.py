@@ -14,7 +14,7 @@ from vlmkit.data.batch import Batch
 from vlmkit.data.collate import Collator, Prepared
 from vlmkit.data.formats.mixture import Mixture
 from vlmkit.data.problems import kind_of
-from vlmkit.data.sample import Sample, Skipped, readable
+from vlmkit.data.sample import Sample, Skipped, read_row, readable
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.objectives import IGNORE
 from vlmkit.recipe import Stage
@@ -77,15 +77,16 @@ class Steps(Dataset[list[Batch]]):
         ready: list[Prepared] = []
         skipped: list[Skipped] = []
         for epoch, number in map(self.order.__getitem__, positions):
-            name = f"row {number}"
+            row = read_row(self.data.samples, number)
             try:
-                sample = self.data.samples[number]
-                name = sample.id
-                ready.append(self.data.collate.prepare(sample, epoch))
+                if row.sample is None:
+                    assert row.error is not None
+                    raise row.error
+                ready.append(self.data.collate.prepare(row.sample, epoch))
             except VlmkitError as error:
                 if self.stage.on_bad_sample == "error":
                     raise
-                skipped.append(Skipped(name, kind_of(error), str(error)))
+                skipped.append(Skipped(row.name, kind_of(error), str(error)))
         return ready, skipped
 
     def _stand_in(self, step: int, skipped: Sequence[Skipped]) -> list[Prepared]:

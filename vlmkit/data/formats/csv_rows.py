@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from vlmkit.data.formats.files import Row
+from vlmkit.data.formats.files import Row, open_file
 from vlmkit.data.formats.lazy import Stamp
 from vlmkit.errors import VlmkitError
 
@@ -48,7 +48,7 @@ class CsvRows:
     ) -> None:
         self.path, self.delimiter = path, delimiter
         spans = array("q")
-        with _open(path) as file:
+        with open_file(path, "a CSV file") as file:
             self.stamp = Stamp.of(path, file)
             found = self._scan(file)
             self.columns = next(found)[0]
@@ -127,10 +127,3 @@ def _parse(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
         if row is None:
             return
         yield row
-
-
-def _open(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise VlmkitError(f"{path} cannot be read ({error.strerror}); give a CSV file") from None

@@ -1,13 +1,14 @@
-"""What the formats share: fields of rows with errors that name them, paths in rows, the limit."""
+"""What the formats share: fields of rows with errors that name them, paths in rows, opening, the limit."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from vlmkit.errors import UsageError, VlmkitError
+from vlmkit.errors import MissingExtraError, UsageError, VlmkitError
 
 Row = dict[str, Any]
 
@@ -80,6 +81,48 @@ def file_below(root: Path, name: str, place: str, field: str) -> Path:
             "give a path relative to that folder, of a file in it"
         )
     return path
+
+
+def open_file(path: Path, wanted: str) -> BinaryIO:
+    """A file to read bytes from.
+
+    Args:
+        path: Of the file.
+        wanted: What is needed, for errors (`a CSV file`).
+
+    Raises:
+        VlmkitError: It is not there or cannot be read.
+    """
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise VlmkitError(f"{path} does not exist; check the path") from None
+    except OSError as error:
+        raise VlmkitError(f"{path} cannot be read ({error.strerror}); give {wanted}") from None
+
+
+@contextmanager
+def with_datasets(what: str) -> Iterator[Any]:
+    """The package `datasets`, and its errors in one line.
+
+    Args:
+        what: What is loaded, for errors.
+
+    Raises:
+        MissingExtraError: The package is not installed.
+        VlmkitError: It cannot load that.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtraError("datasets", "train") from None
+    try:
+        yield datasets
+    except VlmkitError:
+        raise
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise VlmkitError(f"{what} cannot be loaded: {reason}") from error
 
 
 def check_any(samples: Sized, where: str) -> None:

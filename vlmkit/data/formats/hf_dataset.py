@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlmkit.data.formats.files import check_any, check_limit
+from vlmkit.data.formats.files import check_any, check_limit, with_datasets
 from vlmkit.data.formats.hf_rows import Columns, read_sample
-from vlmkit.data.formats.lazy import LazySamples
+from vlmkit.data.formats.lazy import LazySamples, own_id
 from vlmkit.data.sample import Sample
-from vlmkit.errors import MissingExtraError, UsageError, VlmkitError, unknown_name
+from vlmkit.errors import UsageError, VlmkitError, unknown_name
 
 TEXT_COLUMNS = ("messages", "conversations", "texts")
 RATINGS = "_ratings"
@@ -48,7 +48,8 @@ def hf_dataset(
         streaming: Read the first `limit` rows without the rest.
         images: Column of the images, one or a list a row; null for text only.
         text: Column of the conversation; by default `messages`, `conversations` or `texts`.
-        image_folder: What image paths are relative to.
+        image_folder: What image paths are relative to; none leads out of it, but for whole paths that the
+            feature `Image` of `datasets` holds.
         min_ratings: Keep the rows whose every turn has at least these ratings, `{relevance: 4}` for the
             column `relevance_ratings` (FineVision has four such, with 1 to 5 a turn). A turn without passes.
         limit: Use the first so many rows, of those that are kept.
@@ -75,7 +76,9 @@ def hf_dataset(
     elif limit is not None and limit < len(rows):
         rows = rows.select(range(limit))
     check_any(rows, f"{path} ({split})")
-    columns = Columns(_text_column(rows[0].column_names, text, path), images, Path(image_folder))
+    columns = Columns(
+        _text_column(rows[0].column_names, text, path), images, Path(image_folder) if image_folder else None
+    )
     if images is not None and images not in rows[0].column_names:
         raise unknown_name(f"column of {path} (images: null is for text only)", images, rows[0].column_names)
     samples = HfSamples(rows, columns, f"{path} {split}")
@@ -106,17 +109,17 @@ class HfSamples(LazySamples):
         row = self.rows[number].to_pylist()[0]
         return read_sample(row, f"{self.origin} row {number}", self.columns)
 
+    def name(self, number: int) -> str:
+        """The id in its row."""
+        return own_id(self.rows[number].to_pylist()[0]) or super().name(number)
+
 
 def _load(path: str, split: str, name: str | None, streaming: bool) -> Any:
     """The rows in arrow form, which decodes no image."""
-    try:
-        import datasets
-    except ImportError:
-        raise MissingExtraError("datasets", "train") from None
     place = Path(path).expanduser()
     if path.startswith((".", "/", "~")) and not place.exists():
         raise VlmkitError(f"{path} does not exist; give a folder, a file or a hub id")
-    try:
+    with with_datasets(f"data set {path!r}, split {split!r}") as datasets:
         if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
             rows = _saved(datasets.load_from_disk(str(place)), path, split)
             # A saved table is mapped into memory, which is what streaming is for.
@@ -127,12 +130,7 @@ def _load(path: str, split: str, name: str | None, streaming: bool) -> Any:
                 raise unknown_name("kind of data file", place.suffix, FILES)
             kind, files = FILES[place.suffix], {split: str(place)}
         rows = datasets.load_dataset(kind, name, data_files=files, split=split, streaming=streaming)
-    except VlmkitError:
-        raise
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise VlmkitError(f"data set {path!r}, split {split!r} cannot be loaded: {reason}") from error
-    return rows.with_format("arrow")
+        return rows.with_format("arrow")
 
 
 def _rated(rows: Any, least: dict[str, int], path: str) -> Any:
@@ -169,6 +167,12 @@ def _text_column(columns: Sequence[str], wanted: str | None, path: str) -> str:
             raise unknown_name(f"column of {path}", wanted, columns)
         return wanted
     found = [column for column in TEXT_COLUMNS if column in columns]
+    if not found and {"prompt", "completion"} <= set(columns):
+        raise UsageError(
+            f"{path}: columns of prompt and completion are not read; write one of both: "
+            "data.map(lambda row: {'messages': row['prompt'] + row['completion']}) where they hold turns, "
+            "{'texts': [{'user': row['prompt'], 'assistant': row['completion']}]} where they hold text"
+        )
     if len(found) != 1:
         raise UsageError(
             f"{path} has {' and '.join(found) or 'none'} of the columns {', '.join(TEXT_COLUMNS)} "

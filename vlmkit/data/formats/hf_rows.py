@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from vlmkit.data.formats.files import Row, text_field
-from vlmkit.data.formats.llava_json import read_turn, split_slots
+from vlmkit.data.formats.files import Row, file_below, text_field
+from vlmkit.data.formats.llava_json import check_conversation, read_turn, split_slots
 from vlmkit.data.formats.sources import embedded_image
 from vlmkit.data.problems import ImageSlotsError
 from vlmkit.data.sample import IMAGE, Conversation, FileSlice, ImageSource, Message, Part, Sample
@@ -37,12 +37,12 @@ class Columns:
     Attributes:
         text: Column of the conversation.
         images: Column of the images; None for text only.
-        folder: What image paths are relative to.
+        folder: What image paths are relative to, and where they must lead; None for paths as they are.
     """
 
     text: str
     images: str | None
-    folder: Path
+    folder: Path | None
 
 
 def read_sample(row: Row, place: str, columns: Columns) -> Sample:
@@ -77,21 +77,28 @@ def _images(value: Any, columns: Columns, place: str) -> tuple[ImageSource, ...]
     """Encoded images or files, of one image, a list, or nothing."""
     items = [] if value is None else value if isinstance(value, list) else [value]
     return tuple(
-        _source(item, columns.folder, f"{place}, field '{columns.images}[{i}]'")
-        for i, item in enumerate(items)
+        _source(item, columns.folder, place, f"{columns.images}[{i}]") for i, item in enumerate(items)
     )
 
 
-def _source(item: Any, folder: Path, place: str) -> ImageSource:
+def _source(item: Any, folder: Path | None, place: str, field: str) -> ImageSource:
     # The `Image` feature is stored as both: bytes where the image is embedded, else a path.
-    if isinstance(item, dict):
+    feature = isinstance(item, dict)
+    if feature:
         item = item.get("bytes") or item.get("path")
     if isinstance(item, Image.Image | FileSlice) or (isinstance(item, bytes) and item):
         return item
     if isinstance(item, str) and item:
-        embedded = embedded_image(item, place)
-        return folder / item if embedded is None else embedded
-    raise VlmkitError(f"{place}: encoded bytes or a path is needed, found {type(item).__name__}")
+        embedded = embedded_image(item, f"{place}, field {field!r}")
+        if embedded is not None:
+            return embedded
+        # `datasets` itself writes whole paths into that feature.
+        if folder is None or (feature and Path(item).is_absolute()):
+            return Path(item)
+        return file_below(folder, item, place, field)
+    raise VlmkitError(
+        f"{place}, field {field!r}: encoded bytes or a path is needed, found {type(item).__name__}"
+    )
 
 
 def _conversation(value: Any, place: str) -> tuple[Conversation, bool]:
@@ -102,6 +109,7 @@ def _conversation(value: Any, place: str) -> tuple[Conversation, bool]:
     for key, read in _FORMS.items():
         if key in value[0]:
             turns = [m for i, turn in enumerate(value) for m in read(turn, f"{place}[{i}]")]
+            check_conversation(tuple(turns), place)
             return tuple(turns), key == "from"
     known = "'role' and 'content', 'from' and 'value', or 'user' and 'assistant'"
     raise VlmkitError(f"{place}: turns with {known} are needed, found {', '.join(value[0]) or 'nothing'}")

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from vlmkit.data.formats.files import Row
+from vlmkit.data.formats.files import Row, open_file
 from vlmkit.data.formats.lazy import Stamp
 from vlmkit.errors import VlmkitError
 
@@ -60,7 +60,7 @@ class JsonRows:
     ) -> None:
         self.word = "line" if _is_lines(path) else "row"
         spans, numbers = array("q"), array("q")
-        with _open(path) as file:
+        with open_file(path, "a JSON or JSONL file") as file:
             self.stamp = Stamp.of(path, file)
             for found in islice(_rows(path, file, parse), limit):
                 if check is not None:
@@ -82,29 +82,8 @@ class JsonRows:
         return place, _object(self.stamp.span(start, end), place)
 
 
-def iter_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """Each row with its place, read once.
-
-    Raises:
-        VlmkitError: See `JsonRows`.
-    """
-    word = "line" if _is_lines(path) else "row"
-    with _open(path) as file:
-        for found in _rows(path, file):
-            yield f"{path} {word} {found.number}", found.row
-
-
 def _is_lines(path: Path) -> bool:
     return path.suffix.lower() == ".jsonl"
-
-
-def _open(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except FileNotFoundError:
-        raise VlmkitError(f"{path} does not exist; check the path") from None
-    except OSError as error:
-        raise VlmkitError(f"{path} cannot be read as text ({error}); give a JSON or JSONL file") from None
 
 
 def _rows(path: Path, file: BinaryIO, read: bool = True) -> Iterator[Found]:

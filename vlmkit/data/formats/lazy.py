@@ -25,6 +25,10 @@ class LazySamples(Sequence[Sample], ABC):
     def read(self, number: int) -> Sample:
         """The sample of a number from 0 on, below the length."""
 
+    def name(self, number: int) -> str:
+        """What a row is called that cannot be read."""
+        return f"row {number}"
+
     @overload
     def __getitem__(self, index: int) -> Sample: ...
 
@@ -63,6 +67,20 @@ class RowSamples(LazySamples):
     def read(self, number: int) -> Sample:
         """The sample of a row."""
         return self.make(*self.rows[number])
+
+    def name(self, number: int) -> str:
+        """Its own id, where the row can be read so far."""
+        try:
+            _, row = self.rows[number]
+        except VlmkitError:
+            return super().name(number)
+        return own_id(row) or super().name(number)
+
+
+def own_id(row: Row) -> str | None:
+    """The id that a row gives itself: a text that is not empty, or a number."""
+    name = row.get("id")
+    return str(name) if isinstance(name, str | int) and name != "" else None
 
 
 class Texts:

@@ -14,9 +14,9 @@ from vlmkit.data.formats.files import Row, check_any, check_limit, file_below, f
 from vlmkit.data.formats.json_rows import JsonRows
 from vlmkit.data.formats.lazy import RowSamples
 from vlmkit.data.formats.sources import embedded_image
-from vlmkit.data.problems import ImageSlotsError
-from vlmkit.data.sample import IMAGE, Message, Part, Sample
-from vlmkit.data.segments import DEFAULT_IMAGE_TOKEN
+from vlmkit.data.problems import ImageSlotsError, UnsupervisedError
+from vlmkit.data.sample import IMAGE, Conversation, Message, Part, Sample
+from vlmkit.data.segments import DEFAULT_IMAGE_TOKEN, check_turns
 from vlmkit.errors import VlmkitError
 
 ROLES: dict[str, Literal["system", "user", "assistant"]] = {
@@ -31,8 +31,9 @@ def llava_json(
 ) -> Sequence[Sample]:
     """Read a LLaVA data set, JSON or JSONL; each row is a sample with one conversation.
 
-    `image` is a file name, a list of them, or absent; each `<image>` in the texts takes the next one. A name
-    may also be a `data:` URI, the image itself.
+    `image` is a file name, a list of them, or absent (also null or empty); each `<image>` in the texts takes
+    the next one. A name may also be a `data:` URI, the image itself. Turns alternate and no answer is empty:
+    LLaVA drops a first turn of `gpt` without a word, here it is an error.
 
     Every row is read and checked once at the start, and read again when its sample is asked for: what stays
     in memory is where each row is, 16 bytes.
@@ -63,6 +64,7 @@ def _sample(place: str, row: Row, root: Path) -> Sample:
     if not isinstance(turns, list) or not turns:
         raise VlmkitError(f"{place}, field 'conversations': a list of messages is needed, found {turns!r}")
     conversation = tuple(read_turn(turn, f"{place}, conversations[{i}]") for i, turn in enumerate(turns))
+    check_conversation(conversation, f"{place}, field 'conversations'")
     slots = sum(part is IMAGE for message in conversation for part in message.parts)
     if slots != len(images):
         raise ImageSlotsError(
@@ -73,8 +75,8 @@ def _sample(place: str, row: Row, root: Path) -> Sample:
 
 
 def _images(row: Row, place: str) -> list[str]:
-    value = row.get("image", [])
-    images = [value] if isinstance(value, str) else value
+    value = row.get("image")
+    images = [] if value in (None, "") else [value] if isinstance(value, str) else value
     if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
         raise VlmkitError(f"{place}, field 'image': a file name or a list of them is needed, found {value!r}")
     return images
@@ -83,6 +85,21 @@ def _images(row: Row, place: str) -> list[str]:
 def _image(name: str, root: Path, place: str) -> Path | bytes:
     embedded = embedded_image(name, f"{place}, field 'image'")
     return file_below(root, name, place, "image") if embedded is None else embedded
+
+
+def check_conversation(conversation: Conversation, place: str) -> None:
+    """Refuse turns that no format can train on: they do not alternate, or an answer is empty.
+
+    Raises:
+        VlmkitError: Names the place.
+    """
+    try:
+        check_turns(conversation, generate=False)
+    except VlmkitError as error:
+        raise VlmkitError(f"{place}: {error}") from None
+    for i, message in enumerate(conversation):
+        if message.role == "assistant" and not message.text.strip():
+            raise UnsupervisedError(f"{place}: the answer in turn {i} is empty; fill it or remove the row")
 
 
 def read_turn(turn: Any, place: str) -> Message:

@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from vlmkit.data.formats.lazy import LazySamples
-from vlmkit.data.sample import Sample
+from vlmkit.data.sample import Sample, row_name
 from vlmkit.errors import UsageError, unknown_name
 from vlmkit.recipe import Block
 
@@ -164,3 +164,9 @@ class Mixture(LazySamples):
         share = self.shares[i]
         sample = self.parts[i][number - share.first]
         return replace(sample, id=f"{share.name}/{sample.id}", source=share.name)
+
+    def name(self, number: int) -> str:
+        """What a row is called that cannot be read, by its source's name for it."""
+        i = self.share_of(number)
+        share = self.shares[i]
+        return f"{share.name}/{row_name(self.parts[i], number - share.first)}"

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from vlmkit.data.formats.csv_rows import CsvRows
-from vlmkit.data.formats.files import Row, check_any, check_limit, matching, text_field
+from vlmkit.data.formats.files import Row, check_any, check_limit, matching, text_field, with_datasets
 from vlmkit.data.formats.hf_rows import Columns, read_sample
 from vlmkit.data.formats.lazy import Rows, RowSamples
 from vlmkit.data.sample import Sample
-from vlmkit.errors import MissingExtraError, VlmkitError, unknown_name
+from vlmkit.errors import VlmkitError, unknown_name
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 PARQUET = ".parquet"
@@ -29,14 +29,14 @@ class TableColumns:
         question: None where the answer is a caption.
         answer: What is learnt.
         messages: A whole conversation instead of question and answer.
-        folder: What image paths are relative to.
+        folder: What image paths are relative to; None for paths as they are.
     """
 
     image: tuple[str, ...]
     question: str | None
     answer: str
     messages: str | None
-    folder: Path
+    folder: Path | None
 
     @property
     def names(self) -> list[str]:
@@ -72,7 +72,7 @@ def table(
         answer: Column of the answer.
         messages: Column of a conversation, JSON or a list, in a form that `hf_dataset` knows; question and
             answer are not read then.
-        image_folder: What image paths are relative to.
+        image_folder: What image paths are relative to; none leads out of it.
         limit: Use the first so many rows.
         check: Refuse malformed rows at the start; else each is an error when it is reached.
 
@@ -83,7 +83,7 @@ def table(
     """
     check_limit(limit)
     images = () if image is None else (image,) if isinstance(image, str) else tuple(image)
-    columns = TableColumns(images, question, answer, messages, Path(image_folder))
+    columns = TableColumns(images, question, answer, messages, Path(image_folder) if image_folder else None)
     make = partial(_sample, columns=columns)
     suffix = Path(path).suffix.lower()
     rows: Rows
@@ -160,14 +160,7 @@ class ArrowRows:
 
 
 def _parquet(path: str, limit: int | None) -> ArrowRows:
-    try:
-        import datasets
-    except ImportError:
-        raise MissingExtraError("datasets", "train") from None
-    files = [str(file) for file in matching(path)]
-    try:
+    with with_datasets(path) as datasets:
+        files = [str(file) for file in matching(path)]
         rows = datasets.load_dataset("parquet", data_files=files, split="train").with_format("arrow")
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error.__cause__ or error).strip().partition("\n")[0]
-        raise VlmkitError(f"{path} cannot be loaded: {reason}") from error
     return ArrowRows(rows.select(range(min(limit or len(rows), len(rows)))), path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate, product
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,19 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def webdataset(
-    shards: str | list[str], text: str | None = None, limit: int | None = None, check: bool = True
+    shards: str | list[str],
+    text: str | None = None,
+    images: list[str] | None = None,
+    limit: int | None = None,
+    check: bool = True,
 ) -> Sequence[Sample]:
     """WebDataset tars: images with a `.json` (a conversation) or a `.txt` (a caption) of the same key.
 
-    Several images of a key are shown in the order of the tar. The `.json` is a list of turns, or an object
-    with one under `messages`, `conversations` or `texts`; what else is in it is not read. A `.txt` is a
-    caption, and the answer where there is no such conversation. Other members are left alone.
+    Images of a key are members with the suffix of one (`.jpg`) or with a number before it (`.0.jpg`,
+    `.1.jpg`); several are shown in the order of the tar. An image with another word there (`.seg.png`) is an
+    error, unless `images` says what to read. The `.json` is a list of turns, or an object with one under
+    `messages`, `conversations` or `texts`; what else is in it is not read. A `.txt` is a caption, and the
+    answer where there is no such conversation. Other members are left alone.
 
     Samples are read in any order: one pass over the headers of a shard finds every member, and what it found
     is kept under `~/.cache/vlmkit/tar` (`$VLMKIT_CACHE`). Nothing is unpacked, no file is kept open, and
@@ -42,8 +48,11 @@ def webdataset(
         shards: A path, a pattern (`data/*.tar`), or braces (`data/{000..127}.tar`, `{a,b}.tar`); or a list of
             them. Local files, not packed.
         text: Field of the conversation in the `.json`, if it is none of those above.
+        images: Suffixes of the images that are shown (`[jpg]`, `[seg.png]`), with or without a number; others
+            are left alone.
         limit: Use the first so many samples.
-        check: Refuse a sample without text, or a malformed first one, at the start; else when it is reached.
+        check: Refuse a sample without text, an image of unknown use, or a malformed first one, at the start;
+            else when it is reached.
 
     Raises:
         UsageError: No such file, or one named twice.
@@ -51,16 +60,19 @@ def webdataset(
     """
     check_limit(limit)
     paths = shard_paths([shards] if isinstance(shards, str) else shards)
+    rule = ImageRule(frozenset(suffix.lower().lstrip(".") for suffix in images or ()))
     indexes: list[ShardIndex] = []
     found = 0
     for path in paths:
         indexes.append(shard_index(path))
         if check:
             _check_text(path, indexes[-1])
+            _check_images(path, indexes[-1], rule)
         found += len(indexes[-1].first_S1) - 1
         if limit is not None and found >= limit:
             break
-    samples = TarSamples(paths[: len(indexes)], indexes, text, found if limit is None else min(found, limit))
+    used = found if limit is None else min(found, limit)
+    samples = TarSamples(paths[: len(indexes)], indexes, text, rule, used)
     check_any(range(len(samples)), ", ".join(map(str, paths[:3])))
     if check:
         _ = samples[0]
@@ -74,14 +86,22 @@ class TarSamples(LazySamples):
         paths: The shards.
         indexes: Of each one.
         text: Field of the conversation; None for `TEXT_FIELDS`.
+        rule: Which members are images.
         used: How many samples are used.
     """
 
     def __init__(
-        self, paths: Sequence[Path], indexes: Sequence[ShardIndex], text: str | None, used: int
+        self,
+        paths: Sequence[Path],
+        indexes: Sequence[ShardIndex],
+        text: str | None,
+        rule: ImageRule,
+        used: int,
     ) -> None:
         self.paths, self.indexes, self.text, self.used = list(paths), list(indexes), text, used
+        self.rule = rule
         self.suffixes = [index.suffix_names for index in indexes]
+        self.stamps = [(stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in self.paths)]
         self.ends_H = np.array(list(accumulate(len(index.first_S1) - 1 for index in indexes)))
 
     def __len__(self) -> int:
@@ -89,20 +109,29 @@ class TarSamples(LazySamples):
 
     def read(self, number: int) -> Sample:
         """A sample with its images as parts of the tar."""
-        shard = int(np.searchsorted(self.ends_H, number, side="right"))
-        first = int(self.ends_H[shard - 1]) if shard else 0
-        key, members = self._members(shard, number - first)
-        images = [m for suffix, m in members if _is_image(suffix)]
+        shard, own_number = self._place(number)
+        key, members = self._members(shard, own_number)
+        images = [m for suffix, m in members if self.rule.takes(suffix, m)]
         own = dict(members)
-        caption = own["txt"].read().decode("utf-8").strip() if "txt" in own else ""
+        caption = _text(own["txt"]).strip() if "txt" in own else ""
         said = self._conversation(own["json"]) if "json" in own else None
         place = f"{self.paths[shard]}/{key}"
         if said is None and not (caption and images):
             lacks = "no image for its caption" if caption else "neither a conversation nor a caption"
             raise VlmkitError(f"{place} has {lacks}; add it, or remove the sample")
         talk = said if said is not None else [{"user": "", "assistant": caption}]
-        sample = read_sample({"json": talk, "images": images}, place, Columns("json", "images", Path()))
+        sample = read_sample({"json": talk, "images": images}, place, Columns("json", "images", None))
         return replace(sample, captions=(caption,) if caption else ())
+
+    def name(self, number: int) -> str:
+        """Shard and key, the id that it would have."""
+        shard, own_number = self._place(number)
+        return f"{self.paths[shard]}/{self.indexes[shard].key(own_number)}"
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """Which shard, and which of its samples."""
+        shard = int(np.searchsorted(self.ends_H, number, side="right"))
+        return shard, number - (int(self.ends_H[shard - 1]) if shard else 0)
 
     def _members(self, shard: int, sample: int) -> tuple[str, list[tuple[str, FileSlice]]]:
         index, path = self.indexes[shard], self.paths[shard]
@@ -110,7 +139,8 @@ class TarSamples(LazySamples):
         found: list[tuple[str, FileSlice]] = []
         for m in range(int(index.first_S1[sample]), int(index.first_S1[sample + 1])):
             suffix = suffixes[index.kind_M[m]]
-            where = FileSlice(path, int(index.offset_M[m]), int(index.size_M[m]), f"{key}.{suffix}")
+            place = int(index.offset_M[m]), int(index.size_M[m])
+            where = FileSlice(path, *place, f"{key}.{suffix}", self.stamps[shard])
             found.append((suffix, where))
         return key, found
 
@@ -133,8 +163,39 @@ class TarSamples(LazySamples):
         return content[found[0]] if found else None
 
 
-def _is_image(suffix: str) -> bool:
-    return f".{suffix.rpartition('.')[2]}" in SUFFIXES
+@dataclass(frozen=True)
+class ImageRule:
+    """Which members are the images of a sample.
+
+    Attributes:
+        wanted: Suffixes, in small letters and without a dot in front; empty for all suffixes of images.
+    """
+
+    wanted: frozenset[str]
+
+    def takes(self, suffix: str, member: object) -> bool:
+        """Whether a member is one: `.jpg`, or numbered as `.0.jpg`.
+
+        Raises:
+            VlmkitError: It may be an image of another use, as `.seg.png`; nobody can tell whether to show it.
+        """
+        before, dot, last = suffix.rpartition(".")
+        plain = not dot or before.isdecimal()
+        if self.wanted:
+            return suffix in self.wanted or (plain and last in self.wanted)
+        if f".{last}" not in SUFFIXES or plain:
+            return f".{last}" in SUFFIXES
+        raise VlmkitError(
+            f"{member}: what is shown is named .{last}, or with a number .0.{last}; this may be for "
+            f"another use. Say which to read, as images: [{last}] or images: [{suffix}]"
+        )
+
+
+def _text(member: FileSlice) -> str:
+    try:
+        return member.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise VlmkitError(f"{member} is not UTF-8 text ({error}); convert it") from None
 
 
 def _check_text(path: Path, index: ShardIndex) -> None:
@@ -149,6 +210,15 @@ def _check_text(path: Path, index: ShardIndex) -> None:
             f"{path}: {len(missing)} of {len(has_S)} samples have neither a .json nor a .txt, the first is "
             f"{index.key(int(missing[0]))!r}; add them, or remove these samples"
         )
+
+
+def _check_images(path: Path, index: ShardIndex, rule: ImageRule) -> None:
+    """Refuse images of unknown use, which are found by their suffix alone."""
+    for kind, suffix in enumerate(index.suffix_names):
+        first = np.flatnonzero(index.kind_M == kind)[:1]
+        if len(first):
+            sample = int(np.searchsorted(index.first_S1, first[0], side="right")) - 1
+            rule.takes(suffix, f"{path}, member {index.key(sample)}.{suffix}")
 
 
 def shard_paths(patterns: Sequence[str]) -> list[Path]:
