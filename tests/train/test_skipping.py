@@ -79,6 +79,19 @@ def test_a_bad_sample_stops_by_default(train, data):
         train("stop", data("g0", "g1", "g2", "gone.png"))
 
 
+def test_a_worker_says_what_is_wrong_as_the_main_process_does(train, data):
+    """Not as the traceback that a loader makes of it."""
+    with pytest.raises(VlmkitError, match=r"^sample 'gone\.png': image \S+ does not exist; check the path$"):
+        train("worker", data("g0", "g1", "g2", "gone.png"), workers=1)
+
+
+def test_rows_that_cannot_be_read_do_not_fill_steps_of_their_own(train, data):
+    """By a length of their own, grouping put all of them into the same steps."""
+    block = data("g0", *["malformed"] * 4, "g1", "g2", "g3", "g4", "g5", "g6", "g7")
+    run, _ = train("grouped", block, on_bad_sample="skip", group="modality_length", steps=3)
+    assert sum(step["skipped"] for step in read_metrics(run / "metrics.jsonl")) == 4
+
+
 @pytest.mark.parametrize(("micro", "workers"), [(None, 0), (1, 1)])
 def test_skipped_samples_are_counted_and_listed(train, data, micro, workers):
     names = ("g0", "gone.png", "malformed", "g1", "broken.png", "g2", "g3", "g4")
