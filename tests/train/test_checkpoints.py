@@ -105,6 +105,10 @@ def test_state_lists_each_tensor_and_every_file(newest, module):
     assert sorted(name for group in state["optimizer"] for name in group) == sorted(listed)
 
 
+def test_those_who_may_read_the_folder_may_read_the_tensors(newest):
+    assert {p.stat().st_mode & 0o777 for p in newest.iterdir()} == {newest.stat().st_mode & 0o666}
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_one_flipped_bit_is_seen_in_any_file(recipe, newest, name):
     content = bytearray((newest / name).read_bytes())

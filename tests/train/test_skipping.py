@@ -114,9 +114,22 @@ def test_what_is_left_is_trained_on_as_if_the_bad_one_had_never_been(train, data
         assert a[name] == pytest.approx(b[name], rel=1e-5)
 
 
-def test_a_step_without_any_good_sample_is_an_error(train, data):
-    with pytest.raises(VlmkitError, match=r"every sample of the step was skipped.*gone\.png"):
-        train("none", data("g0", "gone.png"), on_bad_sample="skip", batch_size=1)
+def test_a_step_without_any_good_sample_is_left_out(train, data):
+    """Not a step of no gradient, which decay and momentum would still make one."""
+    settings = {"on_bad_sample": "skip", "batch_size": 1, "steps": 4, "checkpoint_every": 1}
+    decay = {"train": {"llm": {"lr": 1e-2, "weight_decay": 0.1}}}
+    run, _ = train("some", data("gone.png", "g0"), **settings, **decay)
+    steps = read_metrics(run / "metrics.jsonl")
+    assert sorted(step["skipped"] for step in steps) == [0, 0, 1, 1]
+    assert all((step["loss"] is None) == bool(step["skipped"]) for step in steps)
+    kept = sorted((run / "checkpoints").iterdir())
+    before, after = (load_file(path / "trained.safetensors") for path in kept[-2:])
+    assert steps[-1]["skipped"] and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_data_of_which_nothing_can_be_used_is_an_error(train, data):
+    with pytest.raises(VlmkitError, match=r"no sample of the data can be used.*gone\.png"):
+        train("none", data("gone.png", "broken.png"), on_bad_sample="skip", batch_size=1)
 
 
 def test_a_resumed_run_skips_the_same(train, data):

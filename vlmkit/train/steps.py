@@ -60,7 +60,7 @@ class Steps(Dataset[list[Batch]]):
         first = step * size
         ready, skipped = self._prepared(range(first + self.rank, first + size, self.world))
         spare = ready[:1] or self._stand_in(step, skipped)
-        share = math.ceil(size / self.world) if self.world > 1 else len(ready)
+        share = math.ceil(size / self.world) if self.world > 1 else len(ready) or 1
         micro = self.stage.micro_batch_size or share
         parts = [ready[i : i + micro] for i in range(0, share, micro)]
         collate = self.data.collate.batch
@@ -93,15 +93,17 @@ class Steps(Dataset[list[Batch]]):
         """A sample whose rows go through the model, unsupervised, where all of this process's were skipped.
 
         Raises:
-            VlmkitError: There is no other process that could have one for the step.
+            VlmkitError: There is none in all the data.
         """
         after = (step + 1) * self.stage.batch_size
-        others = range(after, after + len(self.data.samples)) if self.world > 1 else ()
-        for position in others:
+        for position in range(after, after + len(self.data.samples)):
             ready, _ = self._prepared([position])
             if ready:
                 return ready
-        raise all_skipped(self.stage.name, step + 1, skipped)
+        raise VlmkitError(
+            f"stage {self.stage.name!r}, step {step + 1}: no sample of the data can be used, one of them "
+            f"because: {skipped[0].message}; vlmkit data check lists them all"
+        )
 
 
 @dataclass(frozen=True)
@@ -140,14 +142,6 @@ def opened(item: list[Batch] | Failed) -> list[Batch]:
     return item
 
 
-def all_skipped(stage: str, step: int, skipped: Sequence[Skipped]) -> VlmkitError:
-    """The error of a step that has nothing to train on."""
-    return VlmkitError(
-        f"stage {stage!r}, step {step}: every sample of the step was skipped, the first because: "
-        f"{skipped[0].message}; vlmkit data check lists them all"
-    )
-
-
 def unsupervised(batch: Batch) -> Batch:
     """A batch of no sample: its rows go through the model, and no loss asks about them."""
     none: dict[str, Any] = {"sample_ids": (), "captions": ((),) * len(batch.captions)}
@@ -169,7 +163,7 @@ def _lengths(samples: Iterable[Sample | None]) -> list[Length]:
     """What samples are grouped by.
 
     A row that cannot be read keeps its place in the order, to be skipped there. It counts as long as one that
-    can: of one length of their own, such rows would fill whole steps, and such a step is an error.
+    can: of one length of their own, such rows would fill whole steps, which would then train nothing.
     """
     found = [rough_length(sample) if sample else None for sample in samples]
     known = [length for length in found if length is not None] or [(0, 0)]
