@@ -44,6 +44,9 @@ ROWS = [
     ("say yes", 0, "yes"),
 ]
 
+# Folders whose fixtures cost more than a second process saves.
+TOGETHER = ["end_to_end"]
+
 # Where `make test` puts timm and the torchvision that it imports: out of sight of everything else.
 TIMM = Path(__file__).parents[1] / ".timm"
 # Modules of both while no test uses them, and operators that stand in for those of another torch.
@@ -53,6 +56,13 @@ OPERATORS = [
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 ]
+
+
+def pytest_collection_modifyitems(items):
+    """For `pytest -n`: a file stays in one process, and so do folders that train once for all their files."""
+    for item in items:
+        own = item.path.parent if item.path.parent.name in TOGETHER else item.path
+        item.add_marker(pytest.mark.xdist_group(str(own.relative_to(item.config.rootpath))))
 
 
 @contextmanager

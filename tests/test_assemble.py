@@ -101,6 +101,10 @@ class TestInitFrom:
                 "has the encoder layer -1, the recipe states -2; only",
             ),
             ({"encoder": {**VIT2, "depth": 1}}, "has the encoder depth 2, the recipe states 1"),
+            (
+                {"llm_options": {"hidden_size": 8}},
+                r"hidden_size of the language model is \d+, .* 8",
+            ),
             ({"llm": "qwen2"}, "has the language model llama, the recipe states qwen2"),
             ({}, None),
         ],

@@ -127,17 +127,25 @@ def building(final: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
+        _readable_as(partial)
         swap_in(partial, final)
     # torch and safetensors say "no space left" with errors of their own.
     except (OSError, SafetensorError, RuntimeError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         reason = " ".join(str(error).split())
         raise VlmkitError(
-            f"{final} cannot be written ({reason}); make room, then go on with --resume"
+            f"{final} cannot be written ({reason}); if the disk is full, make room, then go on with --resume"
         ) from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _readable_as(folder: Path) -> None:
+    """Let others read the files as they may read the folder: safetensors makes them for their owner alone."""
+    mode = folder.stat().st_mode & 0o666
+    for file in folder.rglob("*.safetensors"):
+        file.chmod(mode)
 
 
 def compare_names(path: Path, wanted: set[str], stored: set[str]) -> None:

@@ -86,6 +86,13 @@ def adopt(config: VLMConfig, reference: str, stated: Model) -> None:
     ):
         if found != wanted:
             raise UsageError(f"init_from {reference!r} has the {name} {found}, the recipe states {wanted}")
+    for option, wanted in stated.llm.options.items():
+        found = getattr(config.text_config, option, wanted)
+        if not _agrees(found, wanted):
+            raise UsageError(
+                f"init_from {reference!r}: {option} of the language model is {found}, "
+                f"the recipe states {wanted}"
+            )
     before = _tensors(config)
     for saved, block in zip(config.encoders, stated.encoders, strict=True):
         _adopt_encoder(saved, reference, block)

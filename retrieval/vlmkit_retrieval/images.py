@@ -85,8 +85,9 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         raise
     except UnidentifiedImageError:
         raise ImageError(f"not an image (possible: {', '.join(FORMATS)})") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller") from None
+    except Image.DecompressionBombError as error:
+        # Pillow's own limit comes before the size can be asked for.
+        raise ImageError(f"more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller") from error
     except Exception as error:  # a hostile file can raise anything; it must not stop the other files
         raise ImageError(f"damaged image ({' '.join(str(error).split())})") from error
 

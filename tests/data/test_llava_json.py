@@ -101,6 +101,15 @@ def test_malformed_rows(tmp_path, change, message):
     assert "data.json row 0" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_whole_path_into_the_folder_is_taken_however_the_folder_is_named(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/x.png").touch()
+    row = {"id": "x", "image": f"{tmp_path}/images/x.png", "conversations": turns("<image>", "A dog.")}
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / "images", "images", "./images/../images"):
+        assert llava_json(write(tmp_path, [row]), folder)[0].images == (tmp_path / "images/x.png",)
+
+
 @pytest.mark.parametrize("name", ["../x.png", "a/../../x.png", "{root}/x.png"])
 def test_an_image_outside_the_folder_is_refused(tmp_path, name):
     folder = tmp_path / "images"
@@ -139,7 +148,7 @@ def test_a_name_that_is_no_path_is_explained(tmp_path):
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
-        ("[{]", "data.json", r"data.json row 0 is not JSON \(.* at byte 2\); repair it"),
+        ("[{]", "data.json", r"data.json row 0 is not JSON \(.*, byte 2\); repair it"),
         ('{"id": 1}', "data.json", "starts with '{'; a list of objects is needed"),
         ("[3]", "data.json", "row 0 is a int; an object is needed"),
         ("[]", "data.json", "holds no sample"),

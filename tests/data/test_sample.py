@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlmkit.data.problems import ImageTooLargeError
 from vlmkit.data.sample import open_image
 from vlmkit.errors import VlmkitError
 from vlmkit_retrieval import Index, load_image
@@ -93,6 +94,14 @@ def test_what_cannot_be_opened_is_named(tmp_path, monkeypatch):
             open_image(tmp_path / name, "sample '7'")
     with pytest.raises(VlmkitError, match=r"^image bytes cannot be read as an image"):
         open_image(b"hello")
+
+
+def test_an_image_over_the_limit_of_pillow_is_too_large(tmp_path, monkeypatch):
+    """Pillow raises before a size can be asked for; it was called damaged."""
+    COLOUR.save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(ImageTooLargeError, match=r"bomb\.png has more than 50,000,000 pixels; resize it$"):
+        open_image(tmp_path / "bomb.png")
 
 
 def test_a_file_over_the_byte_limit_is_refused(tmp_path, monkeypatch):

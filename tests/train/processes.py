@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -129,7 +130,6 @@ def run_job(recipe, job, folder):
     freeze_unreached(module, rows)
     hook = poisoned(job.get("poison", ()), job.get("gradient", False))
     module.register_forward_hook(hook, with_kwargs=True)
-    probe.FEWEST_SAMPLES = job.get("fewest", probe.FEWEST_SAMPLES)
     p = model.processor
     asks = {"pack": stage.pack, "pack_length": stage.pack_length, "questions": p.connector.reads_text}
     rules = TextRules(p.tokenizer, PROMPTS["chat_template"], p.count_fitted, p.image_token_id, **asks)
@@ -149,8 +149,10 @@ def run_job(recipe, job, folder):
     handle = register_optimizer_step_pre_hook(keep)
     resume = Path(job["resume"]) if "resume" in job else None
     run = StageRun(into, accelerator, metrics, Silent(), stage.clip)
+    fewest = patch.object(probe, "FEWEST_SAMPLES", job.get("fewest", probe.FEWEST_SAMPLES))
     try:
-        run_stage(module, stage, data, run, resume)
+        with fewest:
+            run_stage(module, stage, data, run, resume)
         assert not job.get("stop"), "the signal to the second process was not seen"
     except Interrupted:
         assert job.get("stop") and accelerator.is_main_process != run.stop

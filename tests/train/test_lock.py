@@ -44,11 +44,12 @@ def test_a_second_run_is_refused_and_told_who_holds_the_directory(tiny_recipe, t
     assert train_recipe(recipe, reporter=trying).path.is_dir()
     who = f"process {os.getpid()} on {platform.node()}"
     assert trying.refusal.startswith(f"{tmp_path}/run is in use: {who} trains into it;")
-    assert "output=ANOTHER_DIRECTORY" in trying.refusal
+    assert trying.refusal.endswith("wait for it or end it")
     assert train_recipe(recipe, resume=True).path.is_dir(), "the lock is dropped at the end"
 
 
 def test_nothing_is_rewound_below_a_run_that_trains(tmp_path):
+    (tmp_path / "vlmkit.json").write_text("{}")
     with (
         locked(tmp_path, Silent()),
         pytest.raises(UsageError, match="is in use"),
@@ -63,6 +64,15 @@ def test_a_lock_of_a_dead_process_is_no_obstacle(tmp_path, python):
     assert left == f"{(tmp_path / 'pid').read_text()}\nelsewhere\n"
     with locked(tmp_path, Silent()):
         assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n{platform.node()}\n"
+
+
+def test_a_new_run_is_told_of_another_directory(tmp_path):
+    with (
+        locked(tmp_path, Silent()),
+        pytest.raises(UsageError, match="or set output=ANOTHER_DIRECTORY"),
+        locked(tmp_path, Silent(), new=True),
+    ):
+        pass
 
 
 def test_a_run_that_began_meanwhile_is_not_written_over(tmp_path):

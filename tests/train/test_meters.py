@@ -15,7 +15,7 @@ from vlmkit.data.formats.mixture import Mixture, Share
 from vlmkit.objectives import token_loss
 from vlmkit.train.flops import StageFlops
 from vlmkit.train.head import SupervisedHead
-from vlmkit.train.meters import StepMeter, part_norms, peak_bytes
+from vlmkit.train.meters import StepMeter, part_norms
 from vlmkit.train.metrics import VOLATILE, MetricsFile, read_metrics, repeatable
 from vlmkit.train.module import StageModule, batch_weight
 
@@ -135,12 +135,18 @@ def test_mfu_is_what_was_asked_for_over_what_could_have_been_done(tiny_vlm, make
     assert values["mfu"] * spent * 1e12 == pytest.approx(operations, rel=1e-6) and operations > 1e6
 
 
-def test_memory_is_the_peak_of_the_process():
-    before = peak_bytes(torch.device("cpu"))
-    held = torch.ones(50_000_000)
-    # Shared pages and what was freed before may hide a part of it.
-    assert before + 100e6 < peak_bytes(torch.device("cpu")) < 1e12
-    del held
+def test_memory_is_the_peak_of_the_process(python):
+    # In a process of its own: the suite's has freed more than this before.
+    done = python("""
+import torch
+from vlmkit.train.meters import peak_bytes
+before = peak_bytes(torch.device("cpu"))
+held = torch.ones(50_000_000)
+del held
+print(peak_bytes(torch.device("cpu")) - before)
+""")
+    # Pages that loading the libraries has freed hide a part of the 200 MB.
+    assert 100e6 < int(done.stdout) < 250e6, done.stderr
 
 
 def test_rows_are_json_whatever_happens(tmp_path):

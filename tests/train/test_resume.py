@@ -1,11 +1,13 @@
 """A run that is killed or interrupted anywhere ends with the numbers of one that was not."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import textwrap
 import threading
+import time
 
 import pytest
 import torch
@@ -143,6 +145,35 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(recipe_file, uninter
         assert latest_checkpoint(tmp_path / "run", stage).name == f"{stage}-step-{step:06d}"
         assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert_equal_runs(train_recipe(recipe, resume=True).path, uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_leaves_the_checkpoint_its_workers(recipe_file, tmp_path, number):
+    """As terminals and schedulers send it: the death of a worker was an error while it was written."""
+
+    class ToAll(Signals):
+        def step(self, step, values):
+            if (self.name, step) == self.moment:
+                workers = multiprocessing.active_children()
+                assert workers
+                for process in (os.getpid(), *(worker.pid for worker in workers)):
+                    os.kill(process, self.number)
+                time.sleep(0.2)
+
+    recipe = load_recipe(recipe_file, [f"output={tmp_path}/run", "stages.contrastive.workers=2"])
+    with pytest.raises(Interrupted, match="after step 2 of stage contrastive"):
+        train_recipe(recipe, reporter=ToAll(("contrastive", 2), number))
+    assert latest_checkpoint(tmp_path / "run", "contrastive").name == "contrastive-step-000002"
+
+
+def test_a_resumed_run_says_from_where(recipe_file, tmp_path, python):
+    run, notes = tmp_path / "run", []
+    python(KILLED, str(recipe_file), str(run), "contrastive", "3")
+    reporter = Silent()
+    reporter.note = notes.append
+    train_recipe(load_recipe(recipe_file, [f"output={run}"]), resume=True, reporter=reporter)
+    assert f"stage contrastive goes on after step 2 of {STEPS}; 1 later ones are done again" in notes
+    assert not [note for note in notes if note.startswith("stage vqa goes on")]
 
 
 def test_ctrl_c_ends_the_command_with_130_and_one_line(recipe_file, tmp_path, monkeypatch, capsys):

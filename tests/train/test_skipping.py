@@ -79,6 +79,19 @@ def test_a_bad_sample_stops_by_default(train, data):
         train("stop", data("g0", "g1", "g2", "gone.png"))
 
 
+def test_a_worker_says_what_is_wrong_as_the_main_process_does(train, data):
+    """Not as the traceback that a loader makes of it."""
+    with pytest.raises(VlmkitError, match=r"^sample 'gone\.png': image \S+ does not exist; check the path$"):
+        train("worker", data("g0", "g1", "g2", "gone.png"), workers=1)
+
+
+def test_rows_that_cannot_be_read_do_not_fill_steps_of_their_own(train, data):
+    """By a length of their own, grouping put all of them into the same steps."""
+    block = data("g0", *["malformed"] * 4, "g1", "g2", "g3", "g4", "g5", "g6", "g7")
+    run, _ = train("grouped", block, on_bad_sample="skip", group="modality_length", steps=3)
+    assert sum(step["skipped"] for step in read_metrics(run / "metrics.jsonl")) == 4
+
+
 @pytest.mark.parametrize(("micro", "workers"), [(None, 0), (1, 1)])
 def test_skipped_samples_are_counted_and_listed(train, data, micro, workers):
     names = ("g0", "gone.png", "malformed", "g1", "broken.png", "g2", "g3", "g4")
@@ -101,9 +114,22 @@ def test_what_is_left_is_trained_on_as_if_the_bad_one_had_never_been(train, data
         assert a[name] == pytest.approx(b[name], rel=1e-5)
 
 
-def test_a_step_without_any_good_sample_is_an_error(train, data):
-    with pytest.raises(VlmkitError, match=r"every sample of the step was skipped.*gone\.png"):
-        train("none", data("g0", "gone.png"), on_bad_sample="skip", batch_size=1)
+def test_a_step_without_any_good_sample_is_left_out(train, data):
+    """Not a step of no gradient, which decay and momentum would still make one."""
+    settings = {"on_bad_sample": "skip", "batch_size": 1, "steps": 4, "checkpoint_every": 1}
+    decay = {"train": {"llm": {"lr": 1e-2, "weight_decay": 0.1}}}
+    run, _ = train("some", data("gone.png", "g0"), **settings, **decay)
+    steps = read_metrics(run / "metrics.jsonl")
+    assert sorted(step["skipped"] for step in steps) == [0, 0, 1, 1]
+    assert all((step["loss"] is None) == bool(step["skipped"]) for step in steps)
+    kept = sorted((run / "checkpoints").iterdir())
+    before, after = (load_file(path / "trained.safetensors") for path in kept[-2:])
+    assert steps[-1]["skipped"] and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_data_of_which_nothing_can_be_used_is_an_error(train, data):
+    with pytest.raises(VlmkitError, match=r"no sample of the data can be used.*gone\.png"):
+        train("none", data("gone.png", "broken.png"), on_bad_sample="skip", batch_size=1)
 
 
 def test_a_resumed_run_skips_the_same(train, data):

@@ -268,6 +268,8 @@ def _reason(prefix: str, where: str, error: ImageError) -> VlmkitError:
         return ImageTooLargeError(
             f"{prefix}{where} has {size} pixels; the limit is {MAX_PIXELS:,}, resize it"
         )
+    if isinstance(error.__cause__, Image.DecompressionBombError):
+        return ImageTooLargeError(f"{prefix}{where} has more than {MAX_PIXELS:,} pixels; resize it")
     if isinstance(error.__cause__, FileNotFoundError):
         return ImageMissingError(f"{prefix}image {where} does not exist; check the path")
     if isinstance(error.__cause__, IsADirectoryError):

@@ -72,8 +72,7 @@ class Guard:
             self.in_a_row = 0
             return True
         self.in_a_row += 1
-        for buffer, before in self._kept:
-            buffer.copy_(before)
+        self._undo()
         blame = find_blame(wrapped, batches, self.run.accelerator)
         self._list(blame)
         found = f"loss {loss} and gradient norm {norm} in step {self.step} of stage {self.stage.name}"
@@ -81,6 +80,15 @@ class Guard:
             raise VlmkitError(self._error(f"{found}, with {blame.words}", wrapped))
         self.run.reporter.note(f"{found}: the step is left out; {blame.words}")
         return False
+
+    def leave_out(self) -> None:
+        """In place of `passes`, for a step of which no process has a sample."""
+        self.step += 1
+        self._undo()
+
+    def _undo(self) -> None:
+        for buffer, before in self._kept:
+            buffer.copy_(before)
 
     def tell(self) -> None:
         """Say at a stage's end how many steps were left out."""

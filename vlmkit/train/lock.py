@@ -58,8 +58,8 @@ def _take(run_dir: Path, reporter: Reporter, new: bool) -> tuple[FileLock | None
         lock = FileLock(run_dir / LOCK, f"run {run_dir}")
     except IndexLockedError:
         return None, (
-            f"{run_dir} is in use: {_holder(run_dir)} trains into it; wait for it or end it, "
-            "or set output=ANOTHER_DIRECTORY"
+            f"{run_dir} is in use: {_holder(run_dir)} trains into it; wait for it or end it"
+            + (", or set output=ANOTHER_DIRECTORY" if new else "")
         )
     except RetrievalError as error:
         if getattr(error.__cause__, "errno", None) not in NO_LOCKS:

@@ -25,8 +25,8 @@ from vlmkit.train.module import StageModule
 from vlmkit.train.probe import Probe
 from vlmkit.train.schedule import lr_factor, stage_facts
 from vlmkit.train.skipped import SKIPPED, tell_skipped, write_skipped
-from vlmkit.train.stage_run import Interrupted, StageRun, stop_signals
-from vlmkit.train.steps import StageData, Steps
+from vlmkit.train.stage_run import Interrupted, StageRun, leave_signals_to_main, stop_signals
+from vlmkit.train.steps import StageData, Steps, ToldSteps, opened
 from vlmkit.train.take_step import take_step
 
 
@@ -84,8 +84,8 @@ class StageLoop:
         self.probe = Probe(stage, data, self.steps, run, state.get("probe"))
         self.guard = Guard(stage, run, self.start, state.get("non_finite_in_a_row", 0))
         self.skipped = MetricsFile(run.run_dir / SKIPPED, run.accelerator.is_main_process)
-        for file in (run.metrics, self.skipped):
-            file.rewind(stage.name, self.start)
+        self.skipped.rewind(stage.name, self.start)
+        self._tell_start(run.metrics.rewind(stage.name, self.start))
         self.wrapped.train()
         if resume:
             # Last: nothing from here to the first step draws.
@@ -98,6 +98,14 @@ class StageLoop:
             # A kill may have come between the newest checkpoint and the end of the older ones.
             checkpoints.rotate(self.run.run_dir, self.stage.name)
         return state
+
+    def _tell_start(self, again: int) -> None:
+        """Say from where a stage goes on, which need not be where it was killed."""
+        if self.start or again:
+            more = f"; {again} later ones are done again" if again else ""
+            self.run.reporter.note(
+                f"stage {self.stage.name} goes on after step {self.start} of {self.steps}{more}"
+            )
 
     def step(self, step: int, batches: list[Batch]) -> None:
         """Take the step that has `step` ones before it, and write down what there is to say of it."""
@@ -153,9 +161,16 @@ def _batches(
     stage: Stage, data: StageData, run: StageRun, start: int, steps: int
 ) -> Iterator[tuple[int, list[Batch]]]:
     """(step, micro-batches) from `start` on."""
-    dataset = Steps(stage, data, run.accelerator.process_index, run.accelerator.num_processes)
+    own_steps = Steps(stage, data, run.accelerator.process_index, run.accelerator.num_processes)
     numbers = range(start, steps)
     # A loader draws a seed when it starts: of its own generator, or a resumed run's dropout would differ.
     own = torch.Generator()
-    loader = DataLoader(dataset, None, sampler=numbers, num_workers=run.workers, generator=own)
-    return zip(numbers, loader, strict=True)
+    loader = DataLoader(
+        ToldSteps(own_steps),
+        None,
+        sampler=numbers,
+        num_workers=run.workers,
+        generator=own,
+        worker_init_fn=leave_signals_to_main,
+    )
+    return zip(numbers, map(opened, loader), strict=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vlmkit.checkpoint import write_text
-from vlmkit.errors import MissingExtraError
+from vlmkit.errors import MissingExtraError, VlmkitError
 from vlmkit.train.stage import PartRow
 
 # Figures of a step that another run of the same recipe does not repeat: they depend on the machine.
@@ -89,17 +89,33 @@ class MetricsFile:
         self.active = active
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append one line; a number that JSON does not know (not finite) is null."""
-        if self.active:
+        """Append one line; a number that JSON does not know (not finite) is null.
+
+        Raises:
+            VlmkitError: The file cannot be written: a full disk, say.
+        """
+        if not self.active:
+            return
+        try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(_finite(values), allow_nan=False) + "\n")
+        except OSError as error:
+            raise VlmkitError(
+                f"{self.path} cannot be written ({error.strerror}); make room, then go on with --resume"
+            ) from error
 
-    def rewind(self, stage: str, step: int) -> None:
-        """Drop a stage's lines after `step`: a resumed run writes them again."""
+    def rewind(self, stage: str, step: int) -> int:
+        """Drop a stage's lines after `step`: a resumed run writes them again. Returns how many those were.
+
+        Raises:
+            VlmkitError: A line is damaged.
+        """
         if not self.active or not self.path.exists():
-            return
-        kept = [row for row in read_metrics(self.path) if row["stage"] != stage or row["step"] <= step]
+            return 0
+        rows = read_metrics(self.path)
+        kept = [row for row in rows if row["stage"] != stage or row["step"] <= step]
         write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        return len(rows) - len(kept)
 
 
 def _finite(value: Any) -> Any:
@@ -115,13 +131,20 @@ def repeatable(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All rows; a last line that a kill cut short is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """All rows; a last line that a kill cut short is left out.
+
+    Raises:
+        VlmkitError: Another line is no JSON: what is behind it would be lost as well.
+    """
+    rows, lines = [], path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise VlmkitError(
+                    f"{path} line {number} is damaged ({error}); repair it, or remove the line"
+                ) from None
     return rows
 
 

@@ -57,6 +57,8 @@ def rewind(run_dir: Path, name: str, reporter: Reporter) -> None:
         UsageError: The run is finished or in use, or there is no such checkpoint.
         DamagedError: The checkpoint is not what was written.
     """
+    # Before the lock, which would leave a folder where there is no run.
+    checkpoint.read_run(run_dir)
     with locked(run_dir, reporter):
         in_main_process(lambda: _rewind(run_dir, name, reporter))
 

@@ -12,7 +12,6 @@ from vlmkit.data.sample import Skipped
 from vlmkit.recipe import Stage
 from vlmkit.train.distribute import of_every_process
 from vlmkit.train.metrics import MetricsFile, Reporter, read_metrics
-from vlmkit.train.steps import all_skipped
 
 # Beside metrics.jsonl.
 SKIPPED = "skipped.jsonl"
@@ -29,15 +28,10 @@ def write_skipped(
         stage: The stage.
         step: Its step, counted from 1.
         accelerator: The processes.
-
-    Raises:
-        VlmkitError: It was the whole step.
     """
     skipped = [sample for part in of_every_process(list(own), accelerator) for sample in part]
     for sample in skipped:
         file.write({"stage": stage.name, "step": step, **asdict(sample)})
-    if len(skipped) == stage.batch_size:
-        raise all_skipped(stage.name, step, skipped)
     return len(skipped)
 
 

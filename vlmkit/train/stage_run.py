@@ -63,3 +63,21 @@ def stop_signals(run: StageRun) -> Iterator[None]:
     finally:
         for number, handler in handled.items():
             signal.signal(number, handler)
+
+
+def leave_signals_to_main(worker: int) -> None:
+    """For a data-loading process, as it begins: the main process needs it until its checkpoint is written.
+
+    A terminal and a scheduler of jobs signal all processes of a run at once. A worker that is ended by the
+    signal would be an error in the main process, in the middle of what that writes. A second termination
+    ends a worker: a main process that goes does so with those that do not end by themselves.
+
+    Args:
+        worker: Its number, which decides nothing.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_next_time)
+
+
+def _end_next_time(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signum, signal.SIG_DFL)

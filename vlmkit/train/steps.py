@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from vlmkit.data.batch import Batch
 from vlmkit.data.collate import Collator, Prepared
@@ -18,7 +18,7 @@ from vlmkit.data.sample import Sample, Skipped, read_row, readable
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.objectives import IGNORE
 from vlmkit.recipe import Stage
-from vlmkit.train.grouping import GroupedOrder, rough_length
+from vlmkit.train.grouping import GroupedOrder, Length, rough_length
 from vlmkit.train.schedule import Order
 
 
@@ -60,7 +60,7 @@ class Steps(Dataset[list[Batch]]):
         first = step * size
         ready, skipped = self._prepared(range(first + self.rank, first + size, self.world))
         spare = ready[:1] or self._stand_in(step, skipped)
-        share = math.ceil(size / self.world) if self.world > 1 else len(ready)
+        share = math.ceil(size / self.world) if self.world > 1 else len(ready) or 1
         micro = self.stage.micro_batch_size or share
         parts = [ready[i : i + micro] for i in range(0, share, micro)]
         collate = self.data.collate.batch
@@ -93,23 +93,53 @@ class Steps(Dataset[list[Batch]]):
         """A sample whose rows go through the model, unsupervised, where all of this process's were skipped.
 
         Raises:
-            VlmkitError: There is no other process that could have one for the step.
+            VlmkitError: There is none in all the data.
         """
         after = (step + 1) * self.stage.batch_size
-        others = range(after, after + len(self.data.samples)) if self.world > 1 else ()
-        for position in others:
+        for position in range(after, after + len(self.data.samples)):
             ready, _ = self._prepared([position])
             if ready:
                 return ready
-        raise all_skipped(self.stage.name, step + 1, skipped)
+        raise VlmkitError(
+            f"stage {self.stage.name!r}, step {step + 1}: no sample of the data can be used, one of them "
+            f"because: {skipped[0].message}; vlmkit data check lists them all"
+        )
 
 
-def all_skipped(stage: str, step: int, skipped: Sequence[Skipped]) -> VlmkitError:
-    """The error of a step that has nothing to train on."""
-    return VlmkitError(
-        f"stage {stage!r}, step {step}: every sample of the step was skipped, the first because: "
-        f"{skipped[0].message}; vlmkit data check lists them all"
-    )
+@dataclass(frozen=True)
+class Failed:
+    """In place of a step's batches: why there are none.
+
+    Out of a data-loading process an error comes as its traceback in words, so the message comes alone.
+    """
+
+    message: str
+
+
+class ToldSteps(Dataset[list[Batch] | Failed]):
+    """`Steps` for a loader with worker processes; `opened` gives the batches, or raises."""
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+
+    def __getitem__(self, step: int) -> list[Batch] | Failed:
+        try:
+            return self.steps[step]
+        except VlmkitError as error:
+            if get_worker_info() is None:
+                raise
+            return Failed(str(error))
+
+
+def opened(item: list[Batch] | Failed) -> list[Batch]:
+    """What a loader of `ToldSteps` gave.
+
+    Raises:
+        VlmkitError: The error of the worker, in its words.
+    """
+    if isinstance(item, Failed):
+        raise VlmkitError(item.message)
+    return item
 
 
 def unsupervised(batch: Batch) -> Batch:
@@ -124,8 +154,17 @@ def _order(stage: Stage, data: StageData) -> Order:
     """The stage's data order; grouping reads every sample's text once."""
     shares = data.samples.shares if isinstance(data.samples, Mixture) else ()
     if stage.group == "modality_length":
-        # A row that cannot be read keeps its place in the order, and is skipped there.
         samples = readable(data.samples) if stage.on_bad_sample == "skip" else data.samples
-        lengths = (rough_length(sample) if sample else (0, 0) for sample in samples)
-        return GroupedOrder(lengths, stage.batch_size, data.seed, shares)
+        return GroupedOrder(_lengths(samples), stage.batch_size, data.seed, shares)
     return Order(len(data.samples), data.seed, shares)
+
+
+def _lengths(samples: Iterable[Sample | None]) -> list[Length]:
+    """What samples are grouped by.
+
+    A row that cannot be read keeps its place in the order, to be skipped there. It counts as long as one that
+    can: of one length of their own, such rows would fill whole steps, which would then train nothing.
+    """
+    found = [rough_length(sample) if sample else None for sample in samples]
+    known = [length for length in found if length is not None] or [(0, 0)]
+    return [length or known[i * len(known) // len(found)] for i, length in enumerate(found)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,6 +18,8 @@ from vlmkit.train.module import batch_weight
 from vlmkit.train.stage_run import StageRun
 
 Values = dict[str, Any]
+# A sum of weights that stands for none.
+NOTHING = 1e-9
 
 
 def take_step(
@@ -59,12 +62,17 @@ def take_step(
     loss_value = sum(weights[name] * value for name, value in values.items())
     meter.gradients(optimizer)
     norm = float(whole(accelerator.clip_grad_norm_(wrapped.parameters(), run.clip)))
+    counted = {"non_finite": 0} if guard.stage.on_non_finite == "skip" else {}
+    if max(totals.values()) <= NOTHING:
+        # Every sample was skipped. A step of no gradient would still decay the weights.
+        guard.leave_out()
+        optimizer.zero_grad(set_to_none=True)
+        return {"loss": math.nan, **dict.fromkeys(values, math.nan), "grad_norm": math.nan, **counted}
     passed = guard.passes(loss_value, norm, wrapped, batches)
     if passed:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    counted = {"non_finite": int(not passed)} if guard.stage.on_non_finite == "skip" else {}
-    return {"loss": loss_value, **values, "grad_norm": norm, **counted}
+    return {"loss": loss_value, **values, "grad_norm": norm, **{name: int(not passed) for name in counted}}
 
 
 def _global_weights(
@@ -74,4 +82,6 @@ def _global_weights(
     own = [sum(batch_weight(name, b) for b in batches) for name in weights]
     device = accelerator.device
     everywhere = accelerator.reduce(torch.tensor(own, dtype=sum_dtype(device), device=device))
-    return {name: max(float(value), 1e-9) for name, value in zip(weights, everywhere.tolist(), strict=True)}
+    return {
+        name: max(float(value), NOTHING) for name, value in zip(weights, everywhere.tolist(), strict=True)
+    }

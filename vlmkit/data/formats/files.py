@@ -75,7 +75,8 @@ def file_below(root: Path, name: str, place: str, field: str) -> Path:
     # Most names have nothing to look at more closely, and there are millions of them.
     if not (os.path.normpath(name).startswith(("..", os.sep))):
         return path
-    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(root)):
+    here = Path.cwd()
+    if not Path(os.path.normpath(here / path)).is_relative_to(os.path.normpath(here / root)):
         raise VlmkitError(
             f"{place}, field {field!r}: {name!r} leads out of {root}; "
             "give a path relative to that folder, of a file in it"

@@ -204,7 +204,7 @@ class _Window:
                 # It may be cut off by the window's end, and only the file's end says that it is not.
                 at = self.byte + len(self.text[self.at : error.pos].encode())
                 if not self.more():
-                    raise VlmkitError(f"{place} is not JSON ({error.msg} at byte {at}); repair it") from None
+                    raise VlmkitError(f"{place} is not JSON ({error.msg}, byte {at}); repair it") from None
                 continue
             self.skip(end - self.at)
             return value
