@@ -31,8 +31,7 @@ class VlmkitCompressor(BaseDocumentCompressor):
         batch_size: Documents that are embedded at once.
 
     Raises:
-        RetrievalUsageError: `k` or `near` is not possible.
-        RetrievalError: An image cannot be read any more.
+        ValidationError: `k` or `near` is not possible (pydantic's error, with our message).
     """
 
     embedder: Any
@@ -50,7 +49,11 @@ class VlmkitCompressor(BaseDocumentCompressor):
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
-        """The documents that are left, best first; copies of those given."""
+        """The documents that are left, best first; copies of those given.
+
+        Raises:
+            RetrievalError: An image cannot be read any more.
+        """
         embeddings = VlmkitEmbeddings(self.embedder, self.batch_size)
         embed: dict[Kind, Callable[[Sequence[Document]], list[list[float]]]] = {
             "image": lambda group: embeddings.embed_images([one.metadata["path"] for one in group]),
