@@ -9,6 +9,7 @@ import sys
 import hostile
 import pytest
 from pdfs import pdf
+from PIL import Image
 
 from vlmkit_retrieval.errors import RetrievalUsageError
 from vlmkit_retrieval.langchain import VlmkitEmbeddings, VlmkitImageLoader, VlmkitPdfLoader, VlmkitVectorStore
@@ -45,14 +46,15 @@ async def test_pages_of_pdf_files(tmp_path):
 
 
 def test_bad_files_are_told_and_the_others_load(photos, caplog):
-    (photos / "cut.png").write_bytes(hostile.encoded()[:60])
+    jpeg = hostile.encoded(Image.effect_noise((200, 200), 50), "JPEG")
+    (photos / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])  # its header is whole
     (photos / "note.png").write_text("hello")
     loader = VlmkitImageLoader(photos)
     with caplog.at_level(logging.WARNING):
         assert len(loader.load()) == 3
-    assert [bad.path.rpartition("/")[2] for bad in loader.refused] == ["cut.png", "note.png"]
+    assert [bad.path.rpartition("/")[2] for bad in loader.refused] == ["cut.jpg", "note.png"]
     assert "damaged image" in loader.refused[0].reason and "not an image" in loader.refused[1].reason
-    assert len(caplog.messages) == 2 and "cut.png" in caplog.messages[0]
+    assert len(caplog.messages) == 2 and "cut.jpg" in caplog.messages[0]
     assert len(loader.load()) == 3 and len(loader.refused) == 2  # of the last load
     told = []
     caplog.clear()

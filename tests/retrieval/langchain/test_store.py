@@ -198,6 +198,14 @@ def test_images_are_stored_and_found_beside_texts(tmp_path, photos, colours):
         store.similarity_search_by_image(red)
 
 
+def test_images_are_not_embedded_again_as_texts(tmp_path, photos, colours):
+    """A caption says nothing about the vector of its picture: such a store must open again."""
+    with VlmkitVectorStore(VlmkitEmbeddings(colours), tmp_path / "d") as store:
+        store.add_images([photos / "red.png"], captions=["blue"])
+    with VlmkitVectorStore(VlmkitEmbeddings(colours), tmp_path / "d") as store:
+        assert [d.page_content for d in store.similarity_search("red")] == ["blue"]
+
+
 def test_a_store_is_there_again(tmp_path):
     with VlmkitVectorStore.from_texts(TEXTS, FAKE, ids=TEXTS, location=tmp_path / "d") as store:
         expected = store.similarity_search("text 3")
@@ -229,8 +237,9 @@ def test_other_embeddings_are_refused(tmp_path):
 
 
 def test_a_failed_start_lets_go_of_the_directory(tmp_path):
-    with pytest.raises(RetrievalUsageError, match="3 texts with 1 metadatas"):
+    with pytest.raises(RetrievalUsageError, match="3 texts with 1 metadatas") as kept:  # with its frames
         VlmkitVectorStore.from_texts(["a", "b", "c"], FAKE, [{}], location=tmp_path / "d")
+    assert kept.value is not None
     with open_engine(tmp_path / "d") as engine:
         store = VlmkitVectorStore(FAKE, engine)
         store.close()
