@@ -9,18 +9,38 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlmkit_retrieval.engines.client import ClientPoints, import_client
 from vlmkit_retrieval.errors import RetrievalError
 from vlmkit_retrieval.lock import FileLock
+
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient
 
 _COLLECTION = "vlmkit"
 _MARK = "vlmkit-engine.json"
 _MADE = {"engine": "qdrant-client, local mode", "made by": "vlmkit"}
 
 
-class MemoryEngine(ClientPoints):
+class LocalPoints(ClientPoints):
+    """Points of local mode, which loses writes and raises where two threads are in it: one call at a time."""
+
+    def __init__(self, location: str, client: QdrantClient) -> None:
+        self._one_at_a_time = threading.RLock()
+        super().__init__(location, client, _COLLECTION)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        with self._one_at_a_time:
+            yield
+
+
+class MemoryEngine(LocalPoints):
     """Points that are gone when the process ends: for experiments and tests.
 
     Raises:
@@ -28,10 +48,10 @@ class MemoryEngine(ClientPoints):
     """
 
     def __init__(self) -> None:
-        super().__init__(":memory:", import_client()(":memory:"), _COLLECTION)
+        super().__init__(":memory:", import_client()(":memory:"))
 
 
-class LocalEngine(ClientPoints):
+class LocalEngine(LocalPoints):
     """Points in a directory of local mode, owned by one process at a time: `local:DIRECTORY`.
 
     Its files hold Python pickles, and who opens them runs what is in them. So a directory is refused that
@@ -54,7 +74,7 @@ class LocalEngine(ClientPoints):
         self._lock = FileLock(directory.with_name(directory.name + ".lock"), str(directory))
         try:
             _mark(directory)
-            super().__init__(str(directory), client(path=str(directory)), _COLLECTION)
+            super().__init__(str(directory), client(path=str(directory)))
         except BaseException:
             self._lock.release()
             raise
