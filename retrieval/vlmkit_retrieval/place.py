@@ -20,6 +20,7 @@ class Discard:
     def __call__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """As a context manager's exit."""
         if error is not None and self.armed:
             shutil.rmtree(self.path, ignore_errors=True)
 
