@@ -12,6 +12,11 @@ from vlmkit_retrieval.sources.items import Item, text_sha256
 from vlmkit_retrieval.types import Engine
 
 _BATCH = 4096
+# What a sync writes; other keys are somebody else's, and stay.
+OWN_KEYS = frozenset(
+    "path kind rule width height caption_source page pages outline title chunk start end size mtime_ns beside "
+    "sha256 text parts encoders".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +112,8 @@ def is_current(records: Sequence[Record], file: ScannedFile, rule: str) -> bool:
 
 
 def payload_of(item: Item, file: ScannedFile, parts: int, encoders: Mapping[str, str]) -> dict[str, Any]:
-    """What is stored with an item. Keys are the same for all items of a kind: setting them replaces all."""
-    return {
-        "caption_source": None,
+    """What is stored with an item; without keys that say nothing, which engines keep or drop as they like."""
+    payload = {
         **item.payload,
         **file.state.payload(),
         "sha256": item.sha256,
@@ -117,3 +121,4 @@ def payload_of(item: Item, file: ScannedFile, parts: int, encoders: Mapping[str,
         "parts": parts,
         "encoders": dict(encoders),
     }
+    return {key: value for key, value in payload.items() if value is not None}

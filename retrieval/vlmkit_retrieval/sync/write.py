@@ -7,9 +7,11 @@ from typing import Any
 
 from vlmkit_retrieval.sources import Item
 from vlmkit_retrieval.sync.slots import Slot
-from vlmkit_retrieval.sync.stored import payload_of
+from vlmkit_retrieval.sync.stored import OWN_KEYS, payload_of
 from vlmkit_retrieval.sync.work import Task
 from vlmkit_retrieval.types import Engine, Point, Vector
+
+Payload = Mapping[str, Any]
 
 
 class Writer:
@@ -32,29 +34,36 @@ class Writer:
     def write(self, tasks: Sequence[Task]) -> None:
         """Store what is new. A kill in between leaves items that the next sync writes again."""
         usable = [task for task in tasks if not task.refused]
-        whole = [task for task in usable if self._is_whole(task)]
-        partial = [task for task in usable if not self._is_whole(task)]
-        self._engine.upsert(self._points(whole))
+        stored = self._engine.retrieve([task.item.id for task in usable if task.record is not None])
+        payloads = {id: point.payload for id, point in stored.items()}
+        new = {task.item.id: _payload(task, payloads.get(task.item.id, {})) for task in usable}
+        whole = [task for task in usable if self._is_whole(task, payloads, new[task.item.id])]
+        ids = {task.item.id for task in whole}
+        self._engine.upsert(self._points(whole, new))
         # Vectors first: an item says that an encoder is done with it when its vector is there.
-        self._engine.update_vectors({task.item.id: task.vectors for task in partial if task.vectors})
-        self._set_payloads(partial)
+        partial = {task.item.id: task for task in usable if task.item.id not in ids}
+        self._engine.update_vectors({id: task.vectors for id, task in partial.items() if task.vectors})
+        self._engine.set_payload({id: new[id] for id in partial if new[id] != payloads[id]})
         for task in usable:
             self._count(task)
 
-    def _is_whole(self, task: Task) -> bool:
+    def _is_whole(self, task: Task, payloads: Mapping[str, Payload], new: Payload) -> bool:
         record = task.record
         if record is None or not record.is_same(task.item):
             return True
+        if not payloads[record.id].keys() <= new.keys():
+            return True  # a key can be set, not taken away
         had = {slot.name for slot in self._slots if slot.name in record.encoders}
         lost = had - set(task.done)
         emptied = {name for name in had & task.got if name not in task.vectors}
         return bool(lost or emptied)  # an engine cannot take a single vector away
 
-    def _points(self, tasks: Sequence[Task]) -> list[Point]:
+    def _points(self, tasks: Sequence[Task], new: Mapping[str, Payload]) -> list[Point]:
         kept = self._kept(tasks)
+        ids = [task.item.id for task in tasks]
         return [
-            Point(task.item.id, {**kept.get(task.item.id, {}), **task.vectors}, _payload(task))
-            for task in tasks
+            Point(id, {**kept.get(id, {}), **task.vectors}, new[id])
+            for id, task in zip(ids, tasks, strict=True)
         ]
 
     def _kept(self, tasks: Sequence[Task]) -> dict[str, dict[str, Vector]]:
@@ -63,20 +72,21 @@ class Writer:
         From the store where they are in it: an engine gives float16 back a little shorter or longer.
         """
         keep = {task.item.id: set(task.done) - task.got for task in tasks}
-        points = self._engine.retrieve([id for id, names in keep.items() if names], with_vectors=True)
-        kept: dict[str, dict[str, Vector]] = {id: {} for id in points}
-        for task in tasks:
+        stored = [task for task in tasks if task.record is not None]
+        points = self._engine.retrieve([task.item.id for task in stored], with_vectors=True)
+        kept: dict[str, dict[str, Vector]] = {}
+        for task in stored:
+            kept[task.item.id] = self._foreign(task, points[task.item.id])
             for slot in self._slots:
                 if slot.name in keep[task.item.id]:
                     kept[task.item.id] |= _own(slot, task.item, points[task.item.id])
         return kept
 
-    def _set_payloads(self, tasks: Sequence[Task]) -> None:
-        stored = self._engine.retrieve([task.item.id for task in tasks])
-        new = {task.item.id: _payload(task) for task in tasks}
-        self._engine.set_payload(
-            {id: payload for id, payload in new.items() if payload != stored[id].payload}
-        )
+    def _foreign(self, task: Task, point: Point) -> dict[str, Vector]:
+        """Vectors in spaces that no encoder of the index fills: somebody else's, and about these pixels."""
+        own = {space for slot in self._slots for space in slot.spaces}
+        same = task.record is not None and task.record.sha256 == task.item.sha256
+        return {space: vector for space, vector in point.vectors.items() if same and space not in own}
 
     def _count(self, task: Task) -> None:
         runs = {slot.name for slot in self._slots if slot.runs}
@@ -96,5 +106,7 @@ def _own(slot: Slot, item: Item, point: Point) -> Mapping[str, Vector]:
     return next(iter(found.values()), stored)
 
 
-def _payload(task: Task) -> Mapping[str, Any]:
-    return payload_of(task.item, task.file, task.parts, task.done)
+def _payload(task: Task, stored: Payload) -> Payload:
+    """What is stored now, and what others stored with the item."""
+    foreign = {key: value for key, value in stored.items() if key not in OWN_KEYS}
+    return foreign | payload_of(task.item, task.file, task.parts, task.done)
