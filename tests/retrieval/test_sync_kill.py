@@ -24,7 +24,7 @@ def rounds(tmp_path, count, batch, seed=1):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it forks")
 def test_ten_kills(tmp_path):
-    """Half of them in a second sync, after edits: the expected index was made of the edited folder at once."""
+    """Half of them in a second sync, after edits: expected is an index of the edited folder, made at once."""
     lines = rounds(tmp_path, 10, batch=1)
     assert [line[-1] for line in lines] == ["same"] * 10
     assert sum(line[-2] == "killed" for line in lines) >= 3, "too few were hit; the moments are too late"

@@ -13,10 +13,10 @@ from vlmkit_retrieval.types import Engine
 
 _BATCH = 4096
 # What a sync writes; other keys are somebody else's, and stay.
-OWN_KEYS = frozenset(
-    "path kind rule width height caption_source page pages outline title chunk start end size mtime_ns beside "
-    "sha256 text parts encoders".split()
-)
+OWN_KEYS = {
+    *("path", "kind", "rule", "width", "height", "caption_source", "page", "pages", "outline", "title"),
+    *("chunk", "start", "end", "size", "mtime_ns", "beside", "sha256", "text", "parts", "encoders"),
+}
 
 
 @dataclass(frozen=True, slots=True)

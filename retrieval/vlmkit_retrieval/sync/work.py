@@ -144,7 +144,8 @@ class Work:
         points = self._engine.retrieve([record.id for record in records])
         for record in records:
             payload = points[record.id].payload
-            item = Item(record.id, payload["kind"], record.sha256, payload.get("text"), payload, _no_pixels)
+            pixels = None if payload["kind"] == "text" else _no_pixels
+            item = Item(record.id, payload["kind"], record.sha256, payload.get("text"), payload, pixels)
             yield Task(item, file, record.parts, record)
 
 
