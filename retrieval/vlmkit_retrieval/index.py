@@ -315,7 +315,8 @@ class Index:
             return
         raise RetrievalError(
             f"index {self.path}: encoder {name!r} is {_describe(stored)}, given is one with fingerprint "
-            f"{fingerprint[:12]}; use the stored one, or sync into a new index directory"
+            f"{fingerprint[:12]}; use the stored one, or sync into a new index directory, or forget "
+            f"the stored one: vlmkit index forget-encoder {self.path} {name}"
         )
 
     def _check_spaces(self, name: str, entry: EncoderEntry) -> None:
