@@ -144,7 +144,7 @@ class Index:
             RetrievalUsageError: The index has no such encoder.
         """
         if name not in self.manifest.encoders:
-            known = ", ".join(self.manifest.encoders) or "none"
+            known = ", ".join(sorted(self.manifest.encoders)) or "none"
             raise RetrievalUsageError(f"index {self.path} has no encoder {name!r} (it has: {known})")
         self.manifest.dropping.append(name)
         self.manifest.save(self.path)

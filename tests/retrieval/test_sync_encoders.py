@@ -84,7 +84,7 @@ def test_replacing_an_encoder(index, folder):
     # The same encoder again: everything it made is still in the store.
     assert index.sync([folder], new).embedded == 0
     assert all("images" in p.vectors for p in points(index).values() if p.id.endswith(".png"))
-    with pytest.raises(RetrievalUsageError, match="has no encoder 'nobody' \\(it has: text, images"):
+    with pytest.raises(RetrievalUsageError, match="has no encoder 'nobody' \\(it has: images, text"):
         index.forget_encoder("nobody")
 
 
