@@ -31,6 +31,7 @@ def test_ten_kills(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("batch", [1, 32])
 def test_a_hundred_kills(tmp_path, batch):
     lines = rounds(tmp_path, 100, batch, seed=2)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from vlmkit_retrieval import Index
     from vlmkit_retrieval.encoders import Encoder
     from vlmkit_retrieval.manifest import EncoderEntry, Manifest
+
+# As of `vlmkit train --share-limit`, in gigabytes.
+_SHARE_LIMIT = 20.0
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,23 @@ def to_sync_with(args: argparse.Namespace) -> list[Named]:
             raise UsageError(
                 "the index is new; name the encoder that fills it: --encoder RUN or FAMILY:WEIGHTS"
             )
-        return _all_of(known)
-    return _named(args, known)
+        found = _all_of(known)
+    else:
+        found = _named(args, known)
+    return found if args.share is None else [_shared(one, Path(args.share)) for one in found]
+
+
+def _shared(one: Named, share: Path) -> Named:
+    """An image encoder that looks into a training's directory first; others as they are."""
+    from vlmkit.encoders.base import VisionEncoder
+    from vlmkit.share.embedder import SharedEmbedder
+
+    def tell(text: str) -> None:
+        sys.stderr.write(f"{text}\n")
+
+    if not isinstance(one.encoder, VisionEncoder):
+        return one
+    return replace(one, encoder=SharedEmbedder(one.encoder, share, _SHARE_LIMIT, tell))
 
 
 def _all_of(known: Manifest) -> list[Named]:

@@ -47,6 +47,11 @@ def arguments(sync: argparse.ArgumentParser) -> None:
         "--batch", type=positive, default=1, metavar="N", help="images an encoder takes at a time (1)"
     )
     sync.add_argument(
+        "--share",
+        metavar="DIR",
+        help="take features that `vlmkit train --share DIR` left there, and leave those of this sync",
+    )
+    sync.add_argument(
         "--watch",
         type=_seconds,
         nargs="?",
