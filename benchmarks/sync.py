@@ -29,7 +29,8 @@ PAGE = """# Sync
 
 `python benchmarks/sync.py`: {files:,} PNG files of {side} x {side} pixels in {folders} folders, every
 second one with a caption in a file beside it; a small ViT (4 patches an edge, width 64, 2 blocks), one
-thread; the embedded engine. The runs follow each other on one index. CPU time counts: the machine is shared with other work.
+thread; the embedded engine. The runs follow each other on one index. CPU time counts: the machine is
+shared with other work.
 
 | run | wall | CPU | encoded by the ViT | report |
 | --- | --- | --- | --- | --- |

@@ -9,12 +9,14 @@ import pdfs
 import pytest
 from mixing import MixingImages, MixingPatches, MixingTexts
 
+from vlmkit_retrieval.copy import copy_index
 from vlmkit_retrieval.digest import digest
 from vlmkit_retrieval.errors import RetrievalError, RetrievalUsageError
 from vlmkit_retrieval.index import Index
 from vlmkit_retrieval.search import Bm25Terms
 from vlmkit_retrieval.sources import Rules
 from vlmkit_retrieval.sync import SyncOptions
+from vlmkit_retrieval.types import Point
 
 ALL = SyncOptions(kinds=["images", "text", "pdf"])
 
@@ -158,6 +160,24 @@ def test_what_others_stored_with_an_item_stays(index, shelf, encoders):
     index.engine.upsert([])
     index.engine.delete([str(shelf / "deep" / "blue.png")])
     assert index.sync([shelf], encoders).added == 1, "an item that somebody deleted comes back"
+
+
+def test_items_that_no_sync_made_are_left_alone(index, shelf, encoders):
+    index.sync([shelf], encoders, options=ALL)
+    other = Point("added", {"images": np.ones(4)}, {"path": str(shelf / "gone.png"), "sha256": "0"})
+    index.engine.upsert([other])
+    assert counts(index.sync([shelf], encoders)) == (0, 0, 0, 7, 0)
+    assert "added" in vectors(index)
+
+
+def test_a_copy_knows_the_kinds(index, shelf, encoders, tmp_path):
+    index.sync([shelf], encoders, options=ALL)
+    before = digest(index.engine)
+    index.close()
+    copy_index(tmp_path / "i", tmp_path / "copy")
+    with Index.open(tmp_path / "copy") as copied:
+        assert digest(copied.engine) == before
+        assert counts(copied.sync([shelf], encoders)) == (0, 0, 0, 7, 0)
 
 
 def test_overlapping_roots_and_the_same_content_twice(index, shelf, encoders):

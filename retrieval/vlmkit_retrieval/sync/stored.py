@@ -17,6 +17,8 @@ OWN_KEYS = {
     *("path", "kind", "rule", "width", "height", "caption_source", "page", "pages", "outline", "title"),
     *("chunk", "start", "end", "size", "mtime_ns", "beside", "sha256", "text", "parts", "encoders"),
 }
+# By these an item is known as a sync's, also in an index of schema 1.
+_OF_A_FILE = {"path", "sha256", "size", "mtime_ns", "encoders"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Stored:
         ids = engine.ids()
         for start in range(0, len(ids), _BATCH):
             for id, point in engine.retrieve(ids[start : start + _BATCH]).items():
-                if isinstance(point.payload.get("path"), str) and "sha256" in point.payload:
+                if point.payload.keys() >= _OF_A_FILE:
                     record = self._record(id, point.payload)
                     self.by_path.setdefault(record.path, []).append(record)
 
