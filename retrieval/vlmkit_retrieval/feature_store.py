@@ -1,7 +1,9 @@
-"""Vectors that were computed once: by encoder fingerprint and by the bytes of the image.
+"""Vectors that were computed once: by encoder fingerprint and by the content (an image's bytes, a text).
 
 A renamed, copied or re-added file is not encoded again. It is a cache: deleting the file costs time, not
-data.
+data. Patches are kept as float16, as engines store them; weighted terms cost less to count than to keep.
+
+Shapes: N patches of an image, D numbers of each.
 """
 
 from __future__ import annotations
@@ -23,6 +25,13 @@ CREATE TABLE IF NOT EXISTS vectors (
     fingerprint TEXT NOT NULL, image_sha256 TEXT NOT NULL, width INTEGER NOT NULL, vector BLOB NOT NULL,
     PRIMARY KEY (fingerprint, image_sha256)
 ) WITHOUT ROWID
+"""
+# A table with row ids: those without are slow with rows of several pages.
+_PATCHES = """
+CREATE TABLE IF NOT EXISTS patches (
+    fingerprint TEXT NOT NULL, image_sha256 TEXT NOT NULL, width INTEGER NOT NULL, vectors BLOB NOT NULL,
+    PRIMARY KEY (fingerprint, image_sha256)
+)
 """
 
 
@@ -83,6 +92,37 @@ class FeatureStore:
         with self._connection() as db, db:
             db.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)", rows)
 
+    def get_patches(self, fingerprint: str, images_sha256: Sequence[str]) -> dict[str, Vectors]:
+        """Those patches that are stored, (N, D) each, by image hash; float32 of float16's values.
+
+        Raises:
+            RetrievalError: The file is damaged.
+        """
+        query = "SELECT width, vectors FROM patches WHERE fingerprint = ? AND image_sha256 = ?"
+        with self._connection() as db:
+            if not _has_patches(db):
+                return {}
+            rows = {sha: db.execute(query, (fingerprint, sha)).fetchone() for sha in images_sha256}
+        return {sha: self._decode_patches(*row) for sha, row in rows.items() if row is not None}
+
+    def put_patches(self, fingerprint: str, patches: Mapping[str, Vectors]) -> None:
+        """Store the patches (N, D) of a batch in one transaction, rounded to float16.
+
+        Raises:
+            RetrievalError: Patches have NaN or Inf, or the file is damaged.
+        """
+        rows = []
+        for sha, patches_ND in patches.items():
+            if not np.isfinite(patches_ND).all():
+                raise RetrievalError(
+                    f"the patches of image {sha[:12]} have NaN or Inf; check the encoder's weights"
+                )
+            blob = np.ascontiguousarray(patches_ND, "<f2").tobytes()
+            rows.append((fingerprint, sha, patches_ND.shape[1], blob))
+        with self._connection() as db, db:
+            db.execute(_PATCHES)  # a store from before patches has no such table
+            db.executemany("INSERT OR REPLACE INTO patches VALUES (?, ?, ?, ?)", rows)
+
     def copy_to(self, other: FeatureStore) -> None:
         """Replace the content of another store by this one's."""
         with self._connection() as mine, other._connection() as theirs:
@@ -94,6 +134,14 @@ class FeatureStore:
                 f"{self._path} is damaged ({len(blob)} bytes, expected {4 * width}); delete it"
             )
         return np.frombuffer(blob, "<f4").astype(np.float32)
+
+    def _decode_patches(self, width: int, blob: bytes) -> Vectors:
+        if width < 1 or not blob or len(blob) % (2 * width):
+            raise RetrievalError(
+                f"{self._path} is damaged ({len(blob)} bytes of patches, expected a multiple of "
+                f"{2 * width}); delete it"
+            )
+        return np.frombuffer(blob, "<f2").astype(np.float32).reshape(-1, width)
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -109,6 +157,10 @@ class FeatureStore:
             raise RetrievalError(
                 f"{self._path} is no feature store, or damaged ({error}); delete it, it is only a cache"
             ) from error
+
+
+def _has_patches(db: sqlite3.Connection) -> bool:
+    return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'patches'").fetchone() is not None
 
 
 def _is_new(db: sqlite3.Connection, path: Path) -> bool:

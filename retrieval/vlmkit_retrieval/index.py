@@ -2,37 +2,39 @@
 
 INDEX/vlmkit-index.json   engine, encoders with fingerprints, synced roots
 INDEX/engine/             the embedded engine's shard (or a server, by URL)
-INDEX/features.sqlite     vectors by image content: a cache
+INDEX/features.sqlite     vectors by content: a cache
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from PIL import Image
 
+from vlmkit_retrieval.encoders import Encoder, asked_space
 from vlmkit_retrieval.engines import engine_kind, located, open_engine
 from vlmkit_retrieval.errors import RetrievalError, RetrievalUsageError
 from vlmkit_retrieval.feature_store import FeatureStore
+from vlmkit_retrieval.filled_by import FilledBy
 from vlmkit_retrieval.lock import FileLock
-from vlmkit_retrieval.manifest import MANIFEST, EncoderEntry, Manifest
-from vlmkit_retrieval.search.asked import AskedSpace, image_space
+from vlmkit_retrieval.manifest import MANIFEST, Manifest
+from vlmkit_retrieval.place import Discard, check_free, make
+from vlmkit_retrieval.search.asked import AskedSpace
 from vlmkit_retrieval.search.hits import SearchHit
 from vlmkit_retrieval.search.options import SearchOptions
 from vlmkit_retrieval.search.searcher import Searcher
-from vlmkit_retrieval.sync import Progress, Sync
-from vlmkit_retrieval.types import Dense, Embedder, SyncReport
-from vlmkit_retrieval.where import Where
+from vlmkit_retrieval.sync import Encoded, Progress, Sync, SyncOptions
+from vlmkit_retrieval.types import SyncReport
+from vlmkit_retrieval.where import HasVector, Where
 
 
-class Index:
+class Index(FilledBy):
     """An open index; one process at a time. Use it as a context manager, or `close` it.
 
     Made by `Index.open` or `Index.create_or_open`.
@@ -50,13 +52,15 @@ class Index:
         with ExitStack() as opened:
             lock = FileLock(self.path / ".lock", f"index {self.path}")
             opened.callback(lock.release)
-            self._discard = _Discard(self.path, disposable)
+            self._discard = Discard(self.path, disposable)
             opened.push(self._discard)  # runs when the engine is closed and the lock still held
             self.manifest = Manifest.load(self.path)  # again: its last holder may just have written it
             self.engine = open_engine(located(self.manifest.engine, self.path))
             opened.callback(self.engine.close)
             self.features = FeatureStore(self.path / "features.sqlite")
-            self.engine.ensure({name: Dense(entry.dim) for name, entry in self.manifest.encoders.items()})
+            for name in list(self.manifest.dropping):
+                self._drop(name)  # a forgetting that was killed
+            self.engine.ensure(self.manifest.spaces())
             self._opened = opened.pop_all()
 
     @classmethod
@@ -87,8 +91,8 @@ class Index:
         made = False
         if not (directory / MANIFEST).exists():
             engine_kind(engine or "engine")
-            _check_free(directory)
-            made = _make(directory)
+            check_free(directory)
+            made = make(directory)
             Manifest(engine or "engine").save(directory)
         index = cls(directory, disposable=made)
         if engine not in (None, index.manifest.engine):
@@ -98,89 +102,53 @@ class Index:
             )
         return index
 
-    def add_encoder(self, embedder: Embedder, reference: str | None = None, name: str | None = None) -> str:
-        """Make room for an encoder's vectors; nothing happens if it is known already.
-
-        Args:
-            embedder: The encoder.
-            reference: How to load it again, e.g. a run's directory; kept up to date when given.
-            name: Its name in this index, where two encoders share `embedder.name`.
-
-        Returns:
-            The name of its vector.
-
-        Raises:
-            RetrievalError: Another encoder has this name.
-        """
-        fingerprint = embedder.fingerprint  # takes seconds for a large encoder
-        known = self._name_of(embedder, fingerprint) if name is None else None
-        name = known or name or embedder.name
-        stored = self.manifest.encoders.get(name)
-        if stored is None:
-            text = _embeds_text(embedder)
-            entry = EncoderEntry(fingerprint, embedder.embed_dim, reference or "", text)
-        else:
-            self._check_same(stored, fingerprint, name)
-            entry = replace(stored, reference=stored.reference if reference is None else reference)
-        if entry != stored:
-            self.manifest.encoders[name] = entry
-            self.manifest.save(self.path)
-            self.engine.ensure({name: Dense(entry.dim)})
-        return name
-
-    def require_encoder(self, embedder: Embedder) -> str:
-        """The name under which this very encoder fills the index.
-
-        Raises:
-            RetrievalError: The index was filled by others; the message says which, and what to do.
-        """
-        name = self._name_of(embedder, embedder.fingerprint)
-        if name is None:
-            known = "; ".join(f"{n} {_describe(e)}" for n, e in self.manifest.encoders.items()) or "none"
-            raise RetrievalError(
-                f"index {self.path} was not filled by encoder {embedder.name!r} (fingerprint "
-                f"{embedder.fingerprint[:12]}); it has: {known}; use one of these, or sync with this one"
-            )
-        return name
-
-    def encoder_references(self) -> list[str]:
-        """How to load the encoders of this index again, those that embed text first."""
-        entries = sorted(self.manifest.encoders.values(), key=lambda entry: not entry.text)
-        return [entry.reference for entry in entries if entry.reference]
-
     def sync(
         self,
         paths: Sequence[str | os.PathLike[str]],
-        embedder: Embedder,
+        embedder: Encoder | Sequence[Encoder],
         progress: Progress | None = None,
         *,
-        reference: str | None = None,
+        reference: str | Sequence[str | None] | None = None,
         allow_empty: bool = False,
+        options: SyncOptions | None = None,
+        encoded: Encoded | None = None,
     ) -> SyncReport:
         """Make the index hold what the folders hold: files added, changed and gone.
 
         Unchanged files are not read; equal content is not encoded twice; a run that was killed is finished by
-        the next one, with the same result.
+        the next one, with the same result. An encoder that the index has and that is not given is not run;
+        vectors that it made of the same content are used.
 
         Args:
-            paths: Folders (recursive) and image files.
-            embedder: The encoder; added to the index if it has none of this name.
+            paths: Folders (recursive) and files.
+            embedder: One encoder or several, of any kind; those that the index has not are added, and make
+                vectors for what is there already.
             progress: Called with (files done, files in all).
-            reference: How to load the encoder again, for later searches.
+            reference: How to load the encoder again, for later searches; of several, one each.
             allow_empty: Let a folder that is empty or gone remove all its items.
+            options: Kinds of files, rules, and more.
+            encoded: Called with (an encoder's name, how many contents just went through it).
 
         Raises:
-            RetrievalError: Another encoder has this name, or a path is missing or without images.
+            RetrievalError: Another encoder has this name, or a path is missing or without such files.
         """
-        sync = Sync(self, paths, allow_empty)
-        return sync.run(embedder, self.add_encoder(embedder, reference), progress)
+        given = list(embedder) if isinstance(embedder, Sequence) else [embedder]
+        references = [reference] * len(given) if isinstance(reference, str | None) else list(reference)
+        options = replace(
+            options or SyncOptions(), allow_empty=allow_empty or bool(options and options.allow_empty)
+        )
+        sync = Sync(self, paths, options)
+        names = {
+            self.add_encoder(one, reference): one for one, reference in zip(given, references, strict=True)
+        }
+        return sync.run(names, progress, encoded)
 
     def search(
         self,
         text: str | None = None,
         image: Image.Image | None = None,
         *,
-        embedder: Embedder | Sequence[Embedder],
+        embedder: Encoder | Sequence[Encoder],
         k: int = 10,
         where: Where | Mapping[str, Any] | None = None,
         options: SearchOptions | None = None,
@@ -193,7 +161,7 @@ class Index:
         Args:
             text: What to search for in words: goes to encoders with a text tower.
             image: What to search for as a picture: goes to every encoder.
-            embedder: One encoder that filled the index, or several, whose lists are fused.
+            embedder: One encoder that filled the index, or several of any kind, whose lists are fused.
             k: At most so many.
             where: Only items that this filter lets through, e.g. `{"kind": "image"}` (see `where.py`).
             options: Weights, how a text and an image are composed, near-duplicates, diversity.
@@ -204,22 +172,32 @@ class Index:
             RetrievalError: An encoder that did not fill the index, or text for one that embeds images only.
         """
         given = embedder if isinstance(embedder, Sequence) else [embedder]
-        names = {self.require_encoder(one): one for one in given}
-        spaces = [
-            image_space(name, one, text=self.manifest.encoders[name].text) for name, one in names.items()
-        ]
-        if text is not None and names and not any(space.text for space in [*spaces, *also]):
-            raise self._no_text(next(iter(names)))
-        searcher = Searcher(self.engine, [*spaces, *also])
+        spaces = [*self.asked_spaces(given), *also]
+        if text is not None and spaces and not any(space.text for space in spaces):
+            raise self._no_text(spaces[0].name)
+        searcher = Searcher(self.engine, spaces)
         return searcher.search(text, image, k=k, where=where, options=options or SearchOptions())
 
+    def asked_spaces(self, encoders: Sequence[Encoder]) -> list[AskedSpace]:
+        """How a search asks the spaces that these encoders filled.
+
+        Raises:
+            RetrievalError: One of them did not fill this index.
+        """
+        names = {self.require_encoder(one): one for one in encoders}
+        return [asked_space(name, one, self.manifest.encoders[name].text) for name, one in names.items()]
+
     def info(self) -> dict[str, Any]:
-        """What the index holds, as JSON values: path, engine, items, encoders, roots."""
-        encoders = {name: asdict(entry) for name, entry in self.manifest.encoders.items()}
+        """What the index holds, as JSON values: path, engine, items, kinds, encoders (with items), roots."""
+        encoders = {
+            name: {**asdict(entry), "items": self.engine.count(HasVector(name))}
+            for name, entry in self.manifest.encoders.items()
+        }
         return {
             "path": str(self.path),
             "engine": self.manifest.engine,
             "items": self.engine.count(),
+            "kinds": list(self.manifest.kinds),
             "encoders": encoders,
             "roots": list(self.manifest.roots),
         }
@@ -243,64 +221,9 @@ class Index:
         except RetrievalError:  # closed, forked, or the server has gone: who knows
             return False
 
-    def _name_of(self, embedder: Embedder, fingerprint: str) -> str | None:
-        encoders = self.manifest.encoders
-        same = [name for name, entry in encoders.items() if entry.fingerprint == fingerprint]
-        return embedder.name if embedder.name in same else next(iter(same), None)
-
-    def _check_same(self, stored: EncoderEntry, fingerprint: str, name: str) -> None:
-        if stored.fingerprint == fingerprint:
-            return
-        raise RetrievalError(
-            f"index {self.path}: encoder {name!r} is {_describe(stored)}, given is one with fingerprint "
-            f"{fingerprint[:12]}; use the stored one, or sync into a new index directory"
-        )
-
     def _no_text(self, name: str) -> RetrievalError:
         others = [n for n, entry in self.manifest.encoders.items() if entry.text]
         return RetrievalError(
             f"encoder {name!r} embeds images only; search by an image, or use an encoder with a text "
             f"tower (in this index: {', '.join(others) or 'none'})"
         )
-
-
-@dataclass
-class _Discard:
-    """Removes a directory after an error, while armed; knows no index, which would then outlive its `del`."""
-
-    path: Path
-    armed: bool
-
-    def __call__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None and self.armed:
-            shutil.rmtree(self.path, ignore_errors=True)
-
-
-def _embeds_text(embedder: Embedder) -> bool:
-    """Ask the encoder itself: by contract it raises ValueError without a text tower."""
-    try:
-        embedder.embed_text(["a photo"])
-    except ValueError:
-        return False
-    return True
-
-
-def _describe(entry: EncoderEntry) -> str:
-    return f"fingerprint {entry.fingerprint[:12]} from {entry.reference or 'an unknown place'}"
-
-
-def _make(directory: Path) -> bool:
-    """Make it; whether it was made here, and not by another process meanwhile."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        directory.mkdir()
-    except FileExistsError:
-        return False
-    return True
-
-
-def _check_free(directory: Path) -> None:
-    if directory.exists() and (not directory.is_dir() or any(directory.glob("[!.]*"))):
-        raise RetrievalError(f"{directory} exists and is not an index; name a new or an empty directory")

@@ -11,9 +11,13 @@ from vlmkit_retrieval.aggregate import aggregate
 from vlmkit_retrieval.errors import RetrievalError
 from vlmkit_retrieval.images import ImageError, decode_image, read_file, sha256
 from vlmkit_retrieval.types import Answer, Answerer, Citation, Embedder, Hit
+from vlmkit_retrieval.where import Match, Not
 
 if TYPE_CHECKING:
     from vlmkit_retrieval.index import Index
+
+# Pages and texts are no image files; an index of an older vlmkit has images alone, and says no kind.
+_IMAGES = Not(Match("kind", ("page", "text")))
 
 
 def answer_question(
@@ -36,7 +40,7 @@ def answer_question(
         RetrievalError: An empty index, an encoder that cannot be used, or an image that is gone or has
             changed since the last sync: the evidence would not be what was found.
     """
-    hits = index.search(text=question, embedder=embedder, k=k)
+    hits = index.search(text=question, embedder=embedder, k=k, where=_IMAGES)
     if not hits:
         raise RetrievalError(
             f"index {index.path} has no items; fill it with: vlmkit index sync {index.path} PATH"

@@ -258,8 +258,12 @@ class SyncReport:
         changed: Items whose file content changed, or that had no vector of this encoder yet.
         removed: Items whose file is gone.
         unchanged: Items left alone.
-        embedded: Images that went through the encoder (others came from the feature store).
-        unreadable: Files that could not be used; an older version of such an item stays in the index.
+        embedded: Images and texts that went through an encoder (others came from the feature store); a text
+            for BM25 is not counted.
+        unreadable: Files, or parts of them, that could not be used; an older version of such an item stays in
+            the index.
+        texts: How many of these are texts.
+        embedded_by: What went through each encoder, by its name; those that did not run are left out.
     """
 
     added: int
@@ -268,11 +272,15 @@ class SyncReport:
     unchanged: int
     embedded: int
     unreadable: tuple[Unreadable, ...] = ()
+    texts: int = 0
+    embedded_by: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        texts = f", {self.texts} texts" if self.texts else ""
         return (
             f"{self.added} added, {self.changed} changed, {self.removed} removed, "
-            f"{self.unchanged} unchanged, {len(self.unreadable)} unreadable; {self.embedded} images encoded"
+            f"{self.unchanged} unchanged, {len(self.unreadable)} unreadable; "
+            f"{self.embedded - self.texts} images encoded{texts}"
         )
 
 

@@ -41,6 +41,14 @@ def indexes(in_home, cli, index):
 
 
 @pytest.fixture
+def notes(in_home):
+    """The folder of texts that the retrieval guide writes, for its other blocks."""
+    if not (in_home / "notes").exists():
+        [code] = [p.values[0] for p in blocks("python") if 'Path("notes").mkdir' in p.values[0]]
+        exec(compile(code, "block", "exec"), {"__name__": "block"})
+
+
+@pytest.fixture
 def judgements(in_home):
     """The judgements that the retrieval guide writes, for its other blocks."""
     if not (in_home / "gallery/qrels.tsv").exists():
@@ -49,13 +57,13 @@ def judgements(in_home):
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_python_blocks_run(code, indexes, judgements, tmp_path):
+def test_python_blocks_run(code, indexes, notes, judgements, tmp_path):
     code = code.replace("runs/taste", f"{tmp_path}/taste")
     exec(compile(code, "block", "exec"), {"__name__": "block"})
 
 
 @pytest.mark.parametrize("code", blocks("bash"))
-def test_commands_run(code, indexes, judgements, cli):
+def test_commands_run(code, indexes, notes, judgements, cli):
     for line in filter(None, code.splitlines()):
         program, *argv = shlex.split(line, comments=True)
         assert program == "vlmkit"

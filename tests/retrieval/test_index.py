@@ -116,6 +116,8 @@ def test_the_manifest_remembers_and_moves_a_reference(filled, photos, colours):
         "dim": 3,
         "reference": "moved/colour",
         "text": True,
+        "kind": "image",
+        "items": 3,
     }
     assert (info["items"], info["roots"]) == (3, [str(photos)])
     json.dumps(info)

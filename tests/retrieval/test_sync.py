@@ -30,11 +30,11 @@ def test_the_second_run_encodes_and_writes_nothing(index, photos, colours, monke
     assert counts(index.sync([photos], colours)) == {"added": 3, "embedded": 3}
     before, manifest = export(index), (index.path / "vlmkit-index.json").stat()
     monkeypatch.setattr(index.engine, "upsert", None)
-    monkeypatch.setattr("vlmkit_retrieval.sync.read_file", None)
+    monkeypatch.setattr("vlmkit_retrieval.sources.images.read_file", None)
     assert counts(index.sync([photos], colours)) == {"unchanged": 3}
     assert export(index) == before
     assert (index.path / "vlmkit-index.json").stat().st_mtime_ns == manifest.st_mtime_ns
-    assert colours.batches == [3]
+    assert colours.batches == [1, 1, 1]
 
 
 def test_added_changed_and_removed_files(index, photos, colours, save_image):
@@ -138,7 +138,7 @@ def test_progress_reaches_the_total(index, tmp_path, colours, save_image):
 
 def test_an_encoder_of_the_wrong_shape_is_refused(index, photos, colours):
     colours.embed_dim = 7
-    with pytest.raises(RetrievalError, match=r"gave vectors of shape \(3, 3\), expected is \(3, 7\)"):
+    with pytest.raises(RetrievalError, match=r"gave vectors of shape \(1, 3\), expected is \(1, 7\)"):
         index.sync([photos], colours)
 
 

@@ -101,7 +101,7 @@ def _evaluate(
     from rich.console import Console
 
     from vlmkit.cli.console import bars
-    from vlmkit.cli.search import index_encoder
+    from vlmkit.cli.index_encoders import index_encoder
     from vlmkit_retrieval import Index
     from vlmkit_retrieval.eval import evaluate, item_names
 

@@ -1,44 +1,42 @@
-"""Fill and look at an index of images: sync, copy, info."""
+"""Fill and look at an index: sync, copy, info, forget-encoder."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import nullcontext
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
+
+from vlmkit.cli import index_sync
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vlmkit index`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     sync = actions.add_parser("sync", help="make the index hold what the folders hold")
-    sync.add_argument("index", metavar="INDEX", help="the index's directory; made if it does not exist")
-    sync.add_argument("paths", nargs="+", metavar="PATH", help="folders or image files")
-    sync.add_argument(
-        "--encoder", metavar="RUN|NAME", help="a run's directory, or FAMILY:WEIGHTS; needed once"
-    )
-    sync.add_argument(
-        "--allow-empty", action="store_true", help="remove all items of a folder that is empty or gone"
-    )
+    index_sync.arguments(sync)
     info = actions.add_parser("info", help="what the index holds")
     info.add_argument("index", metavar="INDEX")
     info.add_argument("--json", action="store_true", help="print one JSON object")
     copy = actions.add_parser("copy", help="copy all items to another index")
     copy.add_argument("index", metavar="A")
     copy.add_argument("target", metavar="B", help="a directory that does not exist, or is empty")
+    forget = actions.add_parser("forget-encoder", help="remove an encoder with its vectors")
+    forget.add_argument("index", metavar="INDEX")
+    forget.add_argument("name", metavar="NAME", help="as `vlmkit index info` shows it")
     for action in (sync, copy):
         action.add_argument(
             "--engine",
             metavar="URL",
             help="http(s)://host:port/collection for the points of a new index; local:engine for local mode",
         )
-    for action in (sync, info, copy):
+    for action in (sync, info, copy, forget):
         action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
 
 
 def run(args: argparse.Namespace) -> int:
     """Do one action."""
-    return {"sync": _sync, "info": _info, "copy": _copy}[args.action](args)
+    return {"sync": _sync, "info": _info, "copy": _copy, "forget-encoder": _forget}[args.action](args)
 
 
 def _check_place(directory: str, engine: str | None) -> None:
@@ -56,37 +54,17 @@ def _check_place(directory: str, engine: str | None) -> None:
 
 
 def _sync(args: argparse.Namespace) -> int:
-    """Exit code 1 says that files were unreadable; everything else is in the index."""
-    from rich.console import Console
-
-    from vlmkit.cli.console import bars
-    from vlmkit.cli.search import index_encoder
-    from vlmkit.errors import UsageError
-    from vlmkit_retrieval import Index
-    from vlmkit_retrieval.manifest import MANIFEST
-
     _check_place(args.index, args.engine)
-    reference = args.encoder
-    if reference is not None:
-        # A run is remembered by its full path, so that the index can be used from any folder.
-        reference = str(Path(reference).resolve()) if Path(reference).is_dir() else reference
-    elif not (Path(args.index) / MANIFEST).exists():
-        raise UsageError("the index is new; name the encoder that fills it: --encoder RUN or FAMILY:WEIGHTS")
-    with nullcontext() if reference else Index.open(args.index) as known:
-        encoder = index_encoder(known, reference)
-    with Index.create_or_open(args.index, args.engine) as index, bars(Console(stderr=True)) as progress:
-        task = progress.add_task("sync", total=None, values="")
-        report = index.sync(
-            args.paths,
-            encoder,
-            reference=reference,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-            allow_empty=args.allow_empty,
-        )
-    sys.stdout.write(f"{args.index}: {report}\n")
-    for item in report.unreadable:
-        sys.stderr.write(f"unreadable: {item.path}: {item.reason}\n")
-    return 1 if report.unreadable else 0
+    return index_sync.run(args)
+
+
+def _forget(args: argparse.Namespace) -> int:
+    from vlmkit_retrieval import Index
+
+    with Index.open(args.index) as index:
+        index.forget_encoder(args.name)
+    sys.stdout.write(f"{args.index}: encoder {args.name} is forgotten, with its vectors\n")
+    return 0
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -99,8 +77,18 @@ def _info(args: argparse.Namespace) -> int:
         print_json(info)
     else:
         for name, value in info.items():
-            sys.stdout.write(f"{name}: {value}\n")
+            if name != "encoders":
+                sys.stdout.write(f"{name}: {value}\n")
+        for name, entry in info["encoders"].items():
+            sys.stdout.write(f"encoder {name}: {_entry(entry)}\n")
     return 0
+
+
+def _entry(entry: Mapping[str, Any]) -> str:
+    width = f", {entry['dim']} numbers" if entry["dim"] else ""
+    place = entry["reference"] or "an unknown place"
+    text = "" if entry["kind"] != "image" else ", texts and images" if entry["text"] else ", images alone"
+    return f"{entry['kind']}, {entry['items']} items{width}{text}, from {place} ({entry['fingerprint'][:12]})"
 
 
 def _copy(args: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Retrieve, ask, print the answer and its evidence."""
     from vlmkit.cli.console import print_json, shown
-    from vlmkit.cli.search import index_encoder
+    from vlmkit.cli.index_encoders import index_encoder
     from vlmkit_retrieval import Index, answer_question
 
     with Index.open(args.index) as index:

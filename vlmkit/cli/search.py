@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL import Image
 
-    from vlmkit.encoders.base import VisionEncoder
     from vlmkit_retrieval import Index
     from vlmkit_retrieval.search import SearchHit, SearchOptions
 
@@ -40,7 +39,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--encoder",
         action="append",
         metavar="RUN|NAME",
-        help="ask this encoder of the index only; give it again for more (all that it remembers)",
+        help="ask this one only, by its name in the index or where it is now; may be repeated (all)",
+    )
+    parser.add_argument(
+        "--weight",
+        action="append",
+        default=[],
+        metavar="SPACE=N",
+        help="how much a list counts (1), e.g. bm25=2 or clip:text=0; may be repeated",
+    )
+    parser.add_argument(
+        "--compose",
+        default="balanced",
+        choices=["balanced", "lists", "mean", "slerp"],
+        help="what a text with an image becomes: one vector between the two, or a list each (balanced)",
     )
     parser.add_argument("--explain", action="store_true", help="print rank, score and share of every list")
     parser.add_argument("--html", metavar="FILE", help="write a page with pictures, scores and why")
@@ -59,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("give a QUERY text, --image FILE, or both")
     if args.html and not Path(args.html).absolute().parent.is_dir():
         raise UsageError(f"the folder of {args.html} does not exist; make it, or give another file")
-    options = SearchOptions(mmr=args.mmr, collapse=args.collapse, near=args.near, by=args.by)
+    options = SearchOptions(
+        _weights(args.weight), args.compose, mmr=args.mmr, collapse=args.collapse, near=args.near, by=args.by
+    )
     where = _filter(args.where)
     image = open_image(args.image) if args.image else None
     with Index.open(args.index) as index:
@@ -85,6 +99,21 @@ def _filter(stated: str | None) -> Mapping[str, Any] | None:
     return found
 
 
+def _weights(stated: Sequence[str]) -> dict[str, float]:
+    from vlmkit.errors import UsageError
+
+    weights = {}
+    for one in stated:
+        name, _, number = one.rpartition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            name = ""
+        if not name:
+            raise UsageError(f"--weight {one} is not SPACE=N; give e.g. --weight bm25=2")
+    return weights
+
+
 def _hits(
     index: Index,
     query: str | None,
@@ -93,7 +122,9 @@ def _hits(
     where: Mapping[str, Any] | None,
     options: SearchOptions,
 ) -> list[SearchHit]:
-    encoders = index_encoders(index, args.encoder, by_image=image is not None)
+    from vlmkit.cli.index_encoders import to_search_with
+
+    encoders = to_search_with(index, args.encoder, text=query is not None, image=image is not None)
     return index.search(query, image, embedder=encoders, k=args.k, where=where, options=options)
 
 
@@ -125,50 +156,3 @@ def _write_page(
     about = f"index {args.index}" + (f" · filter {args.where}" if args.where else "")
     Path(args.html).write_text(gallery(ShownQuery(query, image, about), hits), encoding="utf-8")
     sys.stderr.write(f"{args.html} is written\n")
-
-
-def index_encoders(index: Index, references: Sequence[str] | None, *, by_image: bool) -> list[VisionEncoder]:
-    """The encoders to search by: those named, or all that the index remembers and that can take the query.
-
-    Args:
-        index: An open index.
-        references: Runs or names; none for those that the index remembers.
-        by_image: The query has an image, which every encoder takes; a text goes to those with a text tower.
-    """
-    if references:
-        return [index_encoder(index, reference) for reference in references]
-    entries = index.manifest.encoders.values()
-    able = [entry.reference for entry in entries if entry.reference and (by_image or entry.text)]
-    return [_remembered(reference) for reference in able] or [index_encoder(index, None)]
-
-
-def index_encoder(index: Index | None, reference: str | None) -> VisionEncoder:
-    """The encoder that an index was made by: the one named, or the one that the index remembers.
-
-    Raises:
-        UsageError: None is named and the index has none.
-    """
-    from vlmkit.cli.console import quiet_loading
-    from vlmkit.embedders import load_encoder
-    from vlmkit.errors import UsageError
-
-    quiet_loading()
-    if reference is None:
-        known = index.encoder_references() if index is not None else []
-        if not known:
-            raise UsageError(
-                "the index knows no encoder; name the one that fills it: --encoder RUN or FAMILY:WEIGHTS"
-            )
-        return _remembered(known[0])
-    return load_encoder(reference)
-
-
-def _remembered(reference: str) -> VisionEncoder:
-    from vlmkit.cli.console import quiet_loading
-    from vlmkit.embedders import load_encoder
-    from vlmkit.errors import UsageError
-
-    quiet_loading()
-    if ":" not in reference and not Path(reference).is_dir():
-        raise UsageError(f"the index remembers the encoder {reference}, which is gone; give --encoder RUN")
-    return load_encoder(reference)

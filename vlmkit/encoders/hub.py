@@ -53,6 +53,19 @@ def read_processor(reference: str) -> dict[str, Any]:
     return {}
 
 
+def cached_path(reference: str, name: str) -> str | None:
+    """Where a file of a checkpoint is on this machine; None where the checkpoint has none of that name.
+
+    Raises:
+        VlmkitError: It cannot be reached.
+    """
+    from transformers.utils import cached_file
+
+    with _readable(reference):
+        found = cached_file(resolve_weights(reference), name, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else str(found)
+
+
 def load_checkpoint(cls: Any, reference: str, optional: str = "", **arguments: Any) -> Any:
     """A model in float32 of which every tensor is stored, from a checkpoint of which every tensor is used.
 

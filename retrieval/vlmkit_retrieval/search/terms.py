@@ -23,8 +23,14 @@ class TermEncoder(Protocol):
     """What turns texts into weighted terms, documents and queries in their own way.
 
     Attributes:
+        name: Of the sparse vector in an index.
         fingerprint: Hash of everything that changes the terms; an index refuses any other.
     """
+
+    @property
+    def name(self) -> str:
+        """Short name."""
+        ...
 
     @property
     def fingerprint(self) -> str:
@@ -54,6 +60,8 @@ class Bm25Terms:
         MissingPackageError: `qdrant-edge-py` is not installed, which also serves where another engine stores.
         RetrievalUsageError: A language that it does not know, or an impossible length.
     """
+
+    name = "bm25"
 
     def __init__(self, language: str = "english", average_length: float = 256.0) -> None:
         edge = _import_edge()

@@ -1,0 +1,204 @@
+"""Which encoders a command on an index needs, and loading them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from vlmkit.encoders.base import VisionEncoder
+    from vlmkit_retrieval import Index
+    from vlmkit_retrieval.encoders import Encoder
+    from vlmkit_retrieval.manifest import EncoderEntry, Manifest
+
+# As of `vlmkit train --share-limit`, in gigabytes.
+_SHARE_LIMIT = 20.0
+
+
+@dataclass(frozen=True)
+class Named:
+    """A loaded encoder, and how an index loads it again.
+
+    Attributes:
+        encoder: Of any kind.
+        reference: A run, `FAMILY:WEIGHTS`, a checkpoint, a language; None where the index knows it.
+    """
+
+    encoder: Encoder
+    reference: str | None
+
+
+def to_sync_with(args: argparse.Namespace) -> list[Named]:
+    """The encoders that `vlmkit index sync` names, or all that the index remembers.
+
+    Raises:
+        UsageError: None is named, and the index is new or knows none.
+    """
+    from vlmkit_retrieval.manifest import MANIFEST, Manifest
+
+    known = Manifest.load(Path(args.index)) if (Path(args.index) / MANIFEST).exists() else None
+    if not (args.encoder or args.text_encoder or args.bm25 or args.patches):
+        if known is None:
+            raise UsageError(
+                "the index is new; name the encoder that fills it: --encoder RUN or FAMILY:WEIGHTS"
+            )
+        found = _all_of(known)
+    else:
+        found = _named(args, known)
+    return found if args.share is None else [_shared(one, Path(args.share)) for one in found]
+
+
+def _shared(one: Named, share: Path) -> Named:
+    """An image encoder that looks into a training's directory first; others as they are."""
+    from vlmkit.encoders.base import VisionEncoder
+    from vlmkit.share.embedder import SharedEmbedder
+
+    def tell(text: str) -> None:
+        sys.stderr.write(f"{text}\n")
+
+    if not isinstance(one.encoder, VisionEncoder):
+        return one
+    return replace(one, encoder=SharedEmbedder(one.encoder, share, _SHARE_LIMIT, tell))
+
+
+def _all_of(known: Manifest) -> list[Named]:
+    entries = {name: entry for name, entry in known.encoders.items() if _can_be_loaded(entry)}
+    if not entries:
+        raise UsageError(
+            "the index knows no encoder; name the one that fills it: --encoder RUN or FAMILY:WEIGHTS"
+        )
+    load = Loader()
+    return [Named(load.remembered(name, entry), None) for name, entry in entries.items()]
+
+
+def _named(args: argparse.Namespace, known: Manifest | None) -> list[Named]:
+    load, found = Loader(), []
+    images = [full_reference(reference) for reference in args.encoder]
+    found += [Named(load.image(reference), reference) for reference in images]
+    for number, text in enumerate(map(full_reference, args.text_encoder), start=1):
+        name = "text" if number == 1 else f"text-{number}"
+        found.append(Named(load.of_kind("text", text, name), text))
+    if args.bm25:
+        found.append(Named(load.of_kind("terms", args.language, "bm25"), args.language))
+    if args.patches:
+        entries = [] if known is None else list(known.encoders.values())
+        images = images or [e.reference for e in entries if e.kind == "image" and e.reference]
+        if not images:
+            raise UsageError("--patches are of an image encoder; name it: --encoder RUN or FAMILY:WEIGHTS")
+        found += [Named(load.of_kind("patches", reference, ""), reference) for reference in images]
+    return found
+
+
+def full_reference(reference: str) -> str:
+    """A folder is remembered by its full path, so that the index can be used from any folder."""
+    return str(Path(reference).resolve()) if Path(reference).is_dir() else reference
+
+
+def to_search_with(index: Index, names: Sequence[str] | None, *, text: bool, image: bool) -> list[Encoder]:
+    """The encoders to search by: those named, or all that the index remembers and that can take the query.
+
+    Args:
+        index: An open index.
+        names: Of the index's encoders, or runs and `FAMILY:WEIGHTS`; none for all.
+        text: The query has a text, which goes to every space but those of encoders of images alone.
+        image: The query has an image, which goes to image encoders and patches.
+    """
+    load, entries = Loader(), index.manifest.encoders
+    if names:
+        return [
+            load.remembered(name, entries[name]) if name in entries else load.image(name) for name in names
+        ]
+    able = {
+        name: entry
+        for name, entry in entries.items()
+        if _can_be_loaded(entry) and ((text and entry.text) or (image and entry.kind in ("image", "patches")))
+    }
+    found: list[Encoder] = [load.remembered(name, entry) for name, entry in able.items()]
+    return found or [index_encoder(index, None)]
+
+
+def index_encoder(index: Index | None, reference: str | None) -> VisionEncoder:
+    """The image encoder that an index was made by: the one named, or the first one that it remembers.
+
+    Raises:
+        UsageError: None is named and the index has none.
+    """
+    load = Loader()
+    if reference is not None:
+        return load.image(reference)
+    known = index.encoder_references() if index is not None else []
+    if not known:
+        raise UsageError(
+            "the index knows no encoder; name the one that fills it: --encoder RUN or FAMILY:WEIGHTS"
+        )
+    return load.still_there(known[0])
+
+
+def _can_be_loaded(entry: EncoderEntry) -> bool:
+    return bool(entry.reference)
+
+
+class Loader:
+    """Loads encoders; a tower that serves as image encoder and gives patches is loaded once."""
+
+    def __init__(self) -> None:
+        from vlmkit.cli.console import quiet_loading
+
+        quiet_loading()
+        self._towers: dict[str, VisionEncoder] = {}
+
+    def image(self, reference: str) -> VisionEncoder:
+        """An image encoder: a run's directory, or `FAMILY:WEIGHTS`."""
+        from vlmkit.embedders import load_encoder
+
+        if reference not in self._towers:
+            self._towers[reference] = load_encoder(reference)
+        return self._towers[reference]
+
+    def of_kind(self, kind: Any, reference: str, name: str) -> Encoder:
+        """An encoder of any kind."""
+        from vlmkit.embedders import load_of_kind
+
+        if kind == "image":
+            return self.image(reference)
+        if kind == "patches":
+            from vlmkit.encoders.patches import PatchEncoder
+
+            return PatchEncoder(self.image(reference))
+        return load_of_kind(kind, reference, name)
+
+    def remembered(self, name: str, entry: EncoderEntry) -> Encoder:
+        """An encoder of the index.
+
+        Raises:
+            UsageError: It is a folder that is gone.
+        """
+        if entry.kind in ("image", "patches"):
+            self.still_there(entry.reference)
+        elif (
+            entry.kind == "text"
+            and Path(entry.reference).is_absolute()
+            and not Path(entry.reference).is_dir()
+        ):
+            raise UsageError(
+                f"the index remembers the text encoder {entry.reference}, which is gone; bring it back"
+            )
+        return self.of_kind(entry.kind, entry.reference, name)
+
+    def still_there(self, reference: str) -> VisionEncoder:
+        """An image encoder that the index remembers.
+
+        Raises:
+            UsageError: It is a folder that is gone.
+        """
+        if ":" not in reference and not Path(reference).is_dir():
+            raise UsageError(
+                f"the index remembers the encoder {reference}, which is gone; give --encoder RUN"
+            )
+        return self.image(reference)
