@@ -65,6 +65,21 @@ def pytest_collection_modifyitems(items):
         item.add_marker(pytest.mark.xdist_group(str(own.relative_to(item.config.rootpath))))
 
 
+def pytest_runtest_setup(item):
+    """To draw the curves takes longer than a tiny training: a run of a test has an empty file in their place.
+
+    Whole ones are drawn by the tests of the folder that trains longer, and by those of the drawing itself.
+    """
+    run = sys.modules.get("vlmkit.train.run")
+    if run is not None:
+        own = item.path.parent.name in TOGETHER
+        run.plot_metrics = sys.modules["vlmkit.train.curves"].plot_metrics if own else _no_curves
+
+
+def _no_curves(metrics, picture):
+    picture.touch()
+
+
 @contextmanager
 def timm_in_sight():
     """timm and torchvision can be imported inside; outside they look as if they were not installed.

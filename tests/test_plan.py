@@ -84,7 +84,9 @@ def test_a_model_that_train_would_start_from_is_looked_at(tiny_recipe, tiny_vlm,
     saved = tiny_vlm(llm_options={"hidden_size": 64})
     saved.save_pretrained(tmp_path / "saved")
     recipe = tiny_recipe(
-        init_from=str(tmp_path / "saved"), stages=[{"data": {"type": "easy_vqa", "limit": 2}}]
+        llm_options={"hidden_size": 64},
+        init_from=str(tmp_path / "saved"),
+        stages=[{"data": {"type": "easy_vqa", "limit": 2}}],
     )
     (stage,) = make_plan(recipe).stages
     assert counts(stage)["llm"][0] == sum(p.numel() for p in saved.language_model.parameters())

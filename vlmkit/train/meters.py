@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -147,6 +149,10 @@ def peak_bytes(device: torch.device) -> int:
     """Most memory so far: of tensors on a CUDA device, else of the process; 0 where that is not known."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    # Before `ru_maxrss`, which Linux carries over from the process that started this one.
+    with suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     try:
         import resource
     except ImportError:  # Windows
