@@ -144,6 +144,13 @@ def _can_be_loaded(entry: EncoderEntry) -> bool:
     return bool(entry.reference)
 
 
+def best_device() -> str:
+    """Where encoders run: on a GPU where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 class Loader:
     """Loads encoders; a tower that serves as image encoder and gives patches is loaded once."""
 
@@ -151,6 +158,7 @@ class Loader:
         from vlmkit.cli.console import quiet_loading
 
         quiet_loading()
+        self._device = best_device()
         self._towers: dict[str, VisionEncoder] = {}
 
     def image(self, reference: str) -> VisionEncoder:
@@ -158,15 +166,17 @@ class Loader:
         from vlmkit.embedders import load_encoder
 
         if reference not in self._towers:
-            self._towers[reference] = load_encoder(reference)
+            self._towers[reference] = load_encoder(reference).to(self._device)
         return self._towers[reference]
 
     def of_kind(self, kind: Any, reference: str, name: str) -> Encoder:
         """An encoder of any kind."""
-        from vlmkit.embedders import load_of_kind
+        from vlmkit.embedders import load_of_kind, load_text_encoder
 
         if kind == "image":
             return self.image(reference)
+        if kind == "text":
+            return load_text_encoder(reference, name).to(self._device)
         if kind == "patches":
             from vlmkit.encoders.patches import PatchEncoder
 

@@ -44,7 +44,10 @@ def arguments(sync: argparse.ArgumentParser) -> None:
         "--allow-empty", action="store_true", help="remove all items of a folder that is empty or gone"
     )
     sync.add_argument(
-        "--batch", type=positive, default=1, metavar="N", help="images an encoder takes at a time (1)"
+        "--batch",
+        type=positive,
+        metavar="N",
+        help="images or texts an encoder takes at a time (1, on a GPU 32)",
     )
     sync.add_argument(
         "--share",
@@ -71,12 +74,14 @@ def _seconds(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 1 says that files were unreadable; everything else is in the index."""
-    from vlmkit.cli.index_encoders import to_sync_with
+    from vlmkit.cli.index_encoders import best_device, to_sync_with
     from vlmkit.cli.index_watch import watch
     from vlmkit_retrieval.sync import SyncOptions
 
     kinds = None if args.kinds is None else [kind.strip() for kind in args.kinds.split(",")]
-    options = SyncOptions(kinds, allow_empty=args.allow_empty, batch=args.batch)
+    # Alone, a vector depends on its content and nothing else; a GPU would stand idle most of the time.
+    batch = args.batch or (1 if best_device() == "cpu" else 32)
+    options = SyncOptions(kinds, allow_empty=args.allow_empty, batch=batch)
     named = to_sync_with(args)
     if args.watch is None:
         return _sync(args, named, options)

@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
@@ -56,6 +57,13 @@ class TextEncoder:
         self._limit = int(min([*limits, getattr(config, "max_position_embeddings", None) or 10**9]))
         self._config = config
 
+    def to(self, device: str | torch.device) -> Self:
+        """Move what computes to a device."""
+        self._model.to(device)
+        for layer in self._rule.dense:
+            layer.to(device)
+        return self
+
     @property
     def embed_dim(self) -> int:
         """Width of the vectors."""
@@ -97,9 +105,9 @@ class TextEncoder:
             logger.warning("%d of %d texts have over %d tokens and were cut", cut, len(texts), self._limit)
         tokens = self._tokenizer(
             given, padding=True, truncation=True, max_length=self._limit, return_tensors="pt"
-        )
+        ).to(next(self._model.parameters()).device)
         hidden_NLE = self._model(**tokens).last_hidden_state
         vectors_NE = pool(self._rule.poolings, hidden_NLE, tokens["attention_mask"])
         for layer in self._rule.dense:
             vectors_NE = layer(vectors_NE)
-        return vectors_NE
+        return vectors_NE.cpu()
