@@ -147,7 +147,12 @@ def main():
         if not (folder / f"{kind}.f32").exists():
             search_data.write(kind, folder, options.points)
     text = "\n".join(
-        [heading(options.points), sides_table(side_rows(folder, options)), BARS, modes_table(mode_rows(folder, options))]
+        [
+            heading(options.points),
+            sides_table(side_rows(folder, options)),
+            BARS,
+            modes_table(mode_rows(folder, options)),
+        ]
     )
     if options.work is None:
         shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""What `search.py`'s sides store: vectors in a file, read a block at a time, and payloads made from the number.
+"""What `search.py`'s sides store: vectors in a file, read a block at a time, and payloads.
 
 Shapes: N points, D numbers a vector.
 """

@@ -1,4 +1,4 @@
-"""One side of `search.py` in a process of its own: `fill` stores the points, `ask` opens them again and searches.
+"""One side of `search.py` in a process of its own: `fill` stores the points, `ask` opens and searches.
 
 Every side stores unit vectors of 768 float32 and a payload of two keys and a text (FAISS: vectors alone).
 """

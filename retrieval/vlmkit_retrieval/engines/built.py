@@ -1,4 +1,4 @@
-"""What was built for a shard beside exact search, and what was measured then: a small file in the shard itself.
+"""What was built for a shard beside exact search, and what was measured: a small file in the shard itself.
 
 So one rename of the shard's directory brings graph, compressed vectors and this file, or none of them.
 """
@@ -24,7 +24,8 @@ class Setting:
 
     Attributes:
         ef: How many candidates a search of the graph keeps; None where there is no graph.
-        oversampling: How many times k are compared again by their full vectors; None where none are compressed.
+        oversampling: How many times k are compared again by their full vectors; None where nothing is
+            compressed.
     """
 
     ef: int | None = None
@@ -112,7 +113,9 @@ class Built:
         try:
             stored = json.loads(path.read_text("utf-8"))
             if stored["schema"] != SCHEMA:
-                raise RetrievalError(f"{path} has schema {stored['schema']}, this vlmkit reads {SCHEMA}; update it")
+                raise RetrievalError(
+                    f"{path} has schema {stored['schema']}, this vlmkit reads {SCHEMA}; update it"
+                )
             return cls(stored["made"], {name: _space(own) for name, own in stored["spaces"].items()})
         except FileNotFoundError:
             return cls()

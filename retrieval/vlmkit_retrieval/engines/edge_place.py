@@ -1,12 +1,12 @@
-"""Where a shard lies, and how another one takes its place so that a kill at any moment leaves one of them, whole.
+"""Where a shard lies, and how another one takes its place: a kill at any moment leaves one of them, whole.
 
 SHARD                  the shard
 SHARD.replaced         the old one, while the new one takes its place
 SHARD.optimizing-*/    where a new one is built
 
-A directory cannot be replaced by one rename. So the old one is moved aside, the new one, which is complete, is
-moved in, and the old one is removed. Whoever opens next sees which of the three was last: without a SHARD the
-old one comes back, and with one what lies beside it is litter. All of it happens under the shard's lock.
+A directory cannot be replaced by one rename. So the old one is moved aside, the new one, which is complete,
+is moved in, and the old one is removed. Whoever opens next sees which of the three was last: without a SHARD
+the old one comes back, and with one what lies beside it is litter. All of it happens under the shard's lock.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def move_in(new: Path, shard: Path) -> None:
     _sync_folder(shard.parent)
 
 
-def move_back(shard: Path) -> None:
+def move_back(new: Path, shard: Path) -> None:
     """The old one again: the new one could not be opened."""
-    shutil.rmtree(shard, ignore_errors=True)
+    shard.rename(new)
     _replaced(shard).rename(shard)
 
 
@@ -55,7 +55,7 @@ def sync_files(folder: Path) -> None:
     """Have all files below a folder on the disk, not in the system's memory."""
     for path in folder.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
+            with path.open("r+b") as file:
                 os.fsync(file.fileno())
     for path in (folder, *folder.rglob("*")):
         if path.is_dir():

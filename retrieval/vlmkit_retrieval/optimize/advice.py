@@ -1,0 +1,32 @@
+"""When exact search stops paying: a rule of thumb, stated; nothing is ever built by itself.
+
+An exact search of our engine takes about 0.2 ns of CPU a stored number (see benchmarks/results/search.md).
+From 256 million numbers of a space on, 330,000 vectors of 768 or 660,000 of 384, a search takes some 50 ms;
+then it is worth measuring what a graph would do.
+"""
+
+from __future__ import annotations
+
+from vlmkit_retrieval.engines.edge import EdgeEngine
+from vlmkit_retrieval.types import Dense, Engine
+
+NUMBERS = 256_000_000
+_NANOSECONDS = 0.2
+
+
+def advice(engine: Engine) -> str | None:
+    """A line that names the spaces which are searched exactly and are large; None where there is none."""
+    if not isinstance(engine, EdgeEngine):
+        return None
+    items = engine.count()
+    large = [
+        f"{name} ({items:,} x {space.width}, about {items * space.width * _NANOSECONDS / 1e6:.0f} ms)"
+        for name, space in engine.spaces().items()
+        if isinstance(space, Dense) and name not in engine.settings and items * space.width >= NUMBERS
+    ]
+    if not large:
+        return None
+    return (
+        f"exact search of {', '.join(large)} takes long: `vlmkit index optimize INDEX` builds an approximate "
+        "index on a copy, measures what it finds and costs, and asks"
+    )
