@@ -12,8 +12,8 @@ from search_data import blocks, metadata
 
 MODES = ("hnsw", "int8", "turboquant", "hnsw+int8", "hnsw+turboquant")
 HEAD = (
-    "mode", "setting", "recall@10", "CPU p50 / p95 ms", "wall p50 / p95 ms", "less CPU", "memory MB", "disk MB",
-    "build CPU s",
+    "mode", "setting", "recall@10", "CPU p50 / p95 ms", "wall p50 / p95 ms", "less CPU", "memory MB",
+    "disk MB", "build CPU s",
 )  # fmt: skip
 
 
@@ -60,7 +60,9 @@ def modes_table(rows):
 def _told(setting):
     """A setting in words."""
     ef, times = setting["ef"], setting["oversampling"]
-    return ", ".join(f"{word} {value:g}" for word, value in (("ef", ef), ("again", times)) if value is not None)
+    return ", ".join(
+        f"{word} {value:g}" for word, value in (("ef", ef), ("again", times)) if value is not None
+    )
 
 
 def _line(mode, setting, own, exact, build):

@@ -1,15 +1,18 @@
-"""Fill and look at an index of images: sync, copy, info."""
+"""Fill and look at an index of images: sync, copy, info, optimize."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vlmkit index`."""
+    from vlmkit.cli import index_optimize
+
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     sync = actions.add_parser("sync", help="make the index hold what the folders hold")
     sync.add_argument("index", metavar="INDEX", help="the index's directory; made if it does not exist")
@@ -26,19 +29,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     copy = actions.add_parser("copy", help="copy all items to another index")
     copy.add_argument("index", metavar="A")
     copy.add_argument("target", metavar="B", help="a directory that does not exist, or is empty")
+    optimize = actions.add_parser("optimize", help="build an approximate index, measure it, swap it in")
+    index_optimize.arguments(optimize)
     for action in (sync, copy):
         action.add_argument(
             "--engine",
             metavar="URL",
             help="http(s)://host:port/collection for the points of a new index; local:engine for local mode",
         )
-    for action in (sync, info, copy):
+    for action in (sync, info, copy, optimize):
         action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
 
 
 def run(args: argparse.Namespace) -> int:
     """Do one action."""
-    return {"sync": _sync, "info": _info, "copy": _copy}[args.action](args)
+    from vlmkit.cli import index_optimize
+
+    return {"sync": _sync, "info": _info, "copy": _copy, "optimize": index_optimize.run}[args.action](args)
 
 
 def _check_place(directory: str, engine: str | None) -> None:
@@ -64,6 +71,7 @@ def _sync(args: argparse.Namespace) -> int:
     from vlmkit.errors import UsageError
     from vlmkit_retrieval import Index
     from vlmkit_retrieval.manifest import MANIFEST
+    from vlmkit_retrieval.optimize import advice
 
     _check_place(args.index, args.engine)
     reference = args.encoder
@@ -83,7 +91,10 @@ def _sync(args: argparse.Namespace) -> int:
             progress=lambda done, total: progress.update(task, completed=done, total=total),
             allow_empty=args.allow_empty,
         )
+        hint = advice(index.engine)
     sys.stdout.write(f"{args.index}: {report}\n")
+    if hint:
+        sys.stderr.write(f"{hint}\n")
     for item in report.unreadable:
         sys.stderr.write(f"unreadable: {item.path}: {item.reason}\n")
     return 1 if report.unreadable else 0
@@ -91,15 +102,17 @@ def _sync(args: argparse.Namespace) -> int:
 
 def _info(args: argparse.Namespace) -> int:
     from vlmkit.cli.console import print_json
+    from vlmkit.cli.index_optimize import built_lines
     from vlmkit_retrieval import Index
+    from vlmkit_retrieval.optimize import advice, built_of
 
     with Index.open(args.index) as index:
-        info = index.info()
+        info, built, hint = index.info(), built_of(index.engine), advice(index.engine)
     if args.json:
-        print_json(info)
+        print_json({**info, "optimized": asdict(built), "advice": hint})
     else:
-        for name, value in info.items():
-            sys.stdout.write(f"{name}: {value}\n")
+        lines = [f"{name}: {value}" for name, value in info.items()] + built_lines(built)
+        sys.stdout.write("".join(f"{line}\n" for line in [*lines, *([hint] if hint else [])]))
     return 0
 
 

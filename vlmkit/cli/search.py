@@ -42,6 +42,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN|NAME",
         help="ask this encoder of the index only; give it again for more (all that it remembers)",
     )
+    parser.add_argument(
+        "--exact", action="store_true", help="compare with every item, even where the index is optimized"
+    )
     parser.add_argument("--explain", action="store_true", help="print rank, score and share of every list")
     parser.add_argument("--html", metavar="FILE", help="write a page with pictures, scores and why")
     parser.add_argument("--json", action="store_true", help="print one JSON object a hit")
@@ -59,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("give a QUERY text, --image FILE, or both")
     if args.html and not Path(args.html).absolute().parent.is_dir():
         raise UsageError(f"the folder of {args.html} does not exist; make it, or give another file")
-    options = SearchOptions(mmr=args.mmr, collapse=args.collapse, near=args.near, by=args.by)
+    options = SearchOptions(
+        mmr=args.mmr, collapse=args.collapse, near=args.near, by=args.by, exact=args.exact
+    )
     where = _filter(args.where)
     image = open_image(args.image) if args.image else None
     with Index.open(args.index) as index:

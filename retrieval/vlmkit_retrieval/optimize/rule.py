@@ -7,11 +7,17 @@ then it is worth measuring what a graph would do.
 
 from __future__ import annotations
 
+from vlmkit_retrieval.engines.built import Built
 from vlmkit_retrieval.engines.edge import EdgeEngine
 from vlmkit_retrieval.types import Dense, Engine
 
 NUMBERS = 256_000_000
 _NANOSECONDS = 0.2
+
+
+def built_of(engine: Engine) -> Built:
+    """What an engine has beside exact search, and what was measured of it; nothing of other engines."""
+    return engine.built if isinstance(engine, EdgeEngine) else Built()
 
 
 def advice(engine: Engine) -> str | None:
