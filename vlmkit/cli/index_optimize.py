@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from vlmkit_retrieval.optimize import OptimizeReport, SpaceReport
 
 
+# Of the tables, where the output is no terminal, or a narrow one.
+_WIDTH = 100
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `vlmkit index optimize`."""
     parser.add_argument("index", metavar="INDEX")
@@ -90,7 +94,7 @@ def _outcome(index: str, report: OptimizeReport) -> str:
 def _print(report: OptimizeReport) -> None:
     from rich.console import Console
 
-    console = Console()
+    console = Console(width=max(Console().width, _WIDTH))
     for space in report.spaces:
         console.print(_table(space))
         if space.chosen is not None:
@@ -105,14 +109,14 @@ def _print(report: OptimizeReport) -> None:
 def _table(space: SpaceReport) -> Table:
     from rich.table import Table
 
-    title = f"{space.name}: {space.items:,} items, {space.queries} queries of its own"
+    title = f"{space.name}: {space.mode} of {space.items:,} items, asked {space.queries} of its own vectors"
     heads = (f"recall@{space.k}", "at least", "CPU ms p50", "p95", "ms p50", "p95", "memory MB", "disk MB")
     table = Table("search", title=title, title_justify="left", box=None)
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     table.add_row("exact", *_cells(space.exact))
     for trial in space.trials:
-        table.add_row(f"{space.mode}, {told(trial.setting)}", *_cells(trial.figures))
+        table.add_row(told(trial.setting), *_cells(trial.figures))
     return table
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from vlmkit_retrieval.engines.built import Built
 from vlmkit_retrieval.engines.edge import EdgeEngine
 from vlmkit_retrieval.types import Dense, Engine
+from vlmkit_retrieval.where import HasVector
 
 NUMBERS = 256_000_000
 _NANOSECONDS = 0.2
@@ -24,11 +25,11 @@ def advice(engine: Engine) -> str | None:
     """A line that names the spaces which are searched exactly and are large; None where there is none."""
     if not isinstance(engine, EdgeEngine):
         return None
-    items = engine.count()
+    widths = {name: space.width for name, space in engine.spaces().items() if isinstance(space, Dense)}
     large = [
-        f"{name} ({items:,} x {space.width}, about {items * space.width * _NANOSECONDS / 1e6:.0f} ms)"
-        for name, space in engine.spaces().items()
-        if isinstance(space, Dense) and name not in engine.settings and items * space.width >= NUMBERS
+        f"{name} ({items:,} x {width}, about {items * width * _NANOSECONDS / 1e6:.0f} ms)"
+        for name, width in widths.items()
+        if name not in engine.settings and (items := _items(engine, name, width)) * width >= NUMBERS
     ]
     if not large:
         return None
@@ -36,3 +37,9 @@ def advice(engine: Engine) -> str | None:
         f"exact search of {', '.join(large)} takes long: `vlmkit index optimize INDEX` builds an approximate "
         "index on a copy, measures what it finds and costs, and asks"
     )
+
+
+def _items(engine: EdgeEngine, name: str, width: int) -> int:
+    """Items with a vector in a space; where even all of them were too few, that number."""
+    items = engine.count()
+    return engine.count(HasVector(name)) if items * width >= NUMBERS else items
