@@ -21,7 +21,7 @@ from pathlib import Path
 
 import search_data
 from search_modes import MODES, modes_table
-from search_report import BARS, heading, sides_table
+from search_report import heading, sides_table
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "search.md"
@@ -146,14 +146,8 @@ def main():
     for kind in search_data.KINDS:
         if not (folder / f"{kind}.f32").exists():
             search_data.write(kind, folder, options.points)
-    text = "\n".join(
-        [
-            heading(options.points),
-            sides_table(side_rows(folder, options)),
-            BARS,
-            modes_table(mode_rows(folder, options)),
-        ]
-    )
+    parts = [heading(options.points), sides_table(side_rows(folder, options))]
+    text = "\n".join([*parts, modes_table(mode_rows(folder, options))])
     if options.work is None:
         shutil.rmtree(folder)
     if options.output is not None:

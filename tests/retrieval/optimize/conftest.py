@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vlmkit_retrieval.engines import open_engine
+from vlmkit_retrieval.engines.holes import copy_folder
 from vlmkit_retrieval.optimize import Demands, Mode, optimize
 from vlmkit_retrieval.types import Dense, Point, Sparse, Terms
 
@@ -41,9 +42,10 @@ def template(tmp_path_factory):
 
 @pytest.fixture
 def place(template, tmp_path):
-    """The directory of a closed engine."""
-    shutil.copytree(template, tmp_path / "engine")
-    return tmp_path / "engine"
+    """The directory of a closed engine; its logs are 64 MB of holes, which a plain copy would fill."""
+    copy_folder(template, tmp_path / "engine")
+    yield tmp_path / "engine"
+    shutil.rmtree(tmp_path)
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def engine(place):
 def optimized_template(template, tmp_path_factory):
     """The same with a graph and compressed vectors of `v`, and the report."""
     place = tmp_path_factory.mktemp("optimized") / "engine"
-    shutil.copytree(template, place)
+    copy_folder(template, place)
     with open_engine(place) as engine:
         report = optimize(engine, Mode(True, "int8"), ["v"], Demands(queries=20))
     assert report.swapped
@@ -67,7 +69,7 @@ def optimized_template(template, tmp_path_factory):
 def optimized(optimized_template, place):
     """An engine that has been optimized."""
     shutil.rmtree(place)
-    shutil.copytree(optimized_template[0], place)
+    copy_folder(optimized_template[0], place)
     with open_engine(place) as opened:
         yield opened
 

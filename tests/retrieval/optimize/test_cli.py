@@ -11,14 +11,16 @@ import pytest
 
 from vlmkit.cli import main
 from vlmkit_retrieval import Index
+from vlmkit_retrieval.engines.holes import copy_folder
 
 
 @pytest.fixture
 def filled(template, tmp_path):
     """An index with the points of `template`."""
     Index.create_or_open(tmp_path / "i").close()
-    shutil.copytree(template, tmp_path / "i" / "engine")
-    return str(tmp_path / "i")
+    copy_folder(template, tmp_path / "i" / "engine")
+    yield str(tmp_path / "i")
+    shutil.rmtree(tmp_path)
 
 
 @pytest.fixture
