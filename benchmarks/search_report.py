@@ -1,7 +1,7 @@
 """The tables of `search.py`."""
 
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 LOCAL, OURS = "local mode", "vlmkit"
 # What a figure is called, and its key; all are compared by CPU time with local mode.
@@ -24,12 +24,21 @@ REOPEN = 3.0
 def heading(points):
     """What was run, and with what."""
     names = ("qdrant-edge-py", "qdrant-client", "langchain-qdrant", "faiss-cpu", "numpy")
-    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    versions = ", ".join(f"{name} {found}" for name in names if (found := _version(name)))
     return (
         f"# Search: {points:,} points of 768 float32\n\n"
         f"`python benchmarks/search.py`: {platform.machine()}, 1 thread where a library can be told, "
-        f"{versions}. Every side in processes of its own; times are CPU / wall, medians of single queries.\n"
+        f"{versions}. Every side in processes of its own; times are CPU / wall, of searches the medians. "
+        "Ratios are of CPU time, to local mode.\n"
     )
+
+
+def _version(name):
+    """None where its side was left out, and it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def sides_table(rows):

@@ -18,7 +18,7 @@ from vlmkit_retrieval.types import Dense, Multi, Point, Sparse, Terms
 
 SERVER = os.environ.get("VLMKIT_QDRANT_URL")
 SPACES = {"a": Dense(4), "b": Dense(3), "half": Dense(4, half=True), "m": Multi(3, half=False), "s": Sparse()}
-LIBRARIES = ["edge", "optimized", "memory", "local", *(["server"] if SERVER else [])]
+LIBRARIES = ["edge", "memory", "local", *(["server"] if SERVER else [])]
 
 
 class RebuiltEngine(EdgeEngine):
@@ -72,7 +72,7 @@ def opened(tmp_path):
 @pytest.fixture
 def libraries():
     """The kinds that `opened` opens."""
-    return LIBRARIES
+    return [*LIBRARIES, "optimized"]
 
 
 @pytest.fixture(params=LIBRARIES)
@@ -81,7 +81,7 @@ def library(request, opened):
     return opened(request.param)
 
 
-@pytest.fixture(params=[*LIBRARIES, "tenant"])
+@pytest.fixture(params=[*LIBRARIES, "optimized", "tenant"])
 def engine(request, opened):
     """An empty engine of each library, and one tenant of an engine in which another has items, too."""
     if request.param != "tenant":

@@ -84,7 +84,9 @@ def test_on_a_terminal_it_asks(filled, monkeypatch, report, answer, swapped, cap
     assert "swap it in? [y/N]" in err and "times less CPU than exact search" in out
 
 
-def test_too_little_recall_is_said_and_changes_nothing(filled, monkeypatch, capsys):
+def test_too_little_recall_is_said_and_changes_nothing(filled, monkeypatch, capsys, tmp_path):
+    with Index.open(filled) as index:
+        before = [(point.id, point.payload, point.vectors["v"].tolist()) for point in index.engine.scroll()]
     monkeypatch.setattr("vlmkit_retrieval.optimize.run.choose", lambda trials, recall: None)
     words = ["--turboquant", "--space", "v", "--queries", "20", "--min-recall", "0.99", "--yes"]
     assert main(["index", "optimize", filled, *words]) == 1
@@ -92,7 +94,9 @@ def test_too_little_recall_is_said_and_changes_nothing(filled, monkeypatch, caps
     assert "turboquant" in out
     assert "nothing has changed: no setting finds 0.99 of the exact neighbours in v" in err
     with Index.open(filled) as index:
-        assert index.engine.approximate is False
+        after = [(point.id, point.payload, point.vectors["v"].tolist()) for point in index.engine.scroll()]
+        assert (index.engine.approximate, after) == (False, before)
+    assert not list((tmp_path / "i").glob("engine.*ing*"))
 
 
 def test_an_empty_index_is_refused(tmp_path, capsys):

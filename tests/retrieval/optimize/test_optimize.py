@@ -43,7 +43,20 @@ def test_the_new_index_holds_what_the_old_one_held(engine, queries):
     terms = engine.search("s", Terms([7], [1.0]), 5)
     assert engine.approximate is False
     steps = []
-    report = optimize(engine, Mode(True, "int8"), ["v"], FAST, progress=steps.append)
+
+    def confirm(report):
+        """While it is built it can be searched, and not written: nothing can get lost."""
+        assert [engine.search("v", query, 10) for query in queries] == exact
+        for write in (
+            lambda: engine.upsert([Point("lost?", {"v": queries[0]})]),
+            lambda: engine.delete(["p0"]),
+            lambda: optimize(engine, Mode(), ["v"], FAST),
+        ):
+            with pytest.raises(RetrievalError, match=r"is being optimized: .* searched and not written"):
+                write()
+        return True
+
+    report = optimize(engine, Mode(True, "int8"), ["v"], FAST, confirm, steps.append)
     assert report.swapped and engine.approximate
     assert len(steps) == 4 and "hnsw+int8 for v" in steps[2]
     assert everything(engine) == before
@@ -90,15 +103,6 @@ def test_writes_after_the_swap_are_found_both_ways(optimized, queries):
         optimized.search("v", np.full(32, np.nan, np.float32), 5, exact=False)
 
 
-def test_nothing_changes_where_too_little_is_found(engine, place, monkeypatch):
-    monkeypatch.setattr("vlmkit_retrieval.optimize.run.choose", lambda trials, recall: None)
-    before = everything(engine)
-    report = optimize(engine, Mode(False, "int8"), ["v"], FAST, confirm=lambda report: pytest.fail("asked"))
-    assert (report.reached, report.swapped, engine.approximate) == (False, False, False)
-    assert everything(engine) == before
-    assert sorted(path.name for path in place.parent.iterdir()) == ["engine", "engine.lock"]
-
-
 def test_the_first_setting_that_finds_enough_is_chosen():
     def trial(ef, recall):
         return Trial(Setting(ef), Figures(recall, recall, 1.0, 1.0, 1.0, 1.0, None, 1))
@@ -110,33 +114,13 @@ def test_the_first_setting_that_finds_enough_is_chosen():
     assert choose(trials, 0.995) is None
 
 
-def test_while_it_is_built_it_is_searched_and_not_written(engine, queries):
-    tried = []
-
-    def confirm(report):
-        tried.append(engine.search("v", queries[0], 3))
-        for write in (
-            lambda: engine.upsert([Point("lost?", {"v": queries[0]})]),
-            lambda: engine.delete(["p0"]),
-            lambda: optimize(engine, Mode(), ["v"], FAST),
-        ):
-            with pytest.raises(RetrievalError, match=r"is being optimized: .* searched and not written"):
-                write()
-        return False
-
-    assert not optimize(engine, Mode(False, "int8"), ["v"], FAST, confirm).swapped
-    assert tried == [engine.search("v", queries[0], 3)]
-    engine.upsert([Point("now", {"v": queries[0]})])
-    assert engine.count() == 2401
-
-
-def test_a_second_space_leaves_the_first_one_as_it_was(engine):
-    engine.update_vectors({f"p{n}": {"w": np.array([1.0, n])} for n in range(1200)})
-    optimize(engine, Mode(), ["v"], FAST)
-    optimize(engine, Mode(False, "turboquant"), ["w"], replace(FAST, min_recall=0.01))
-    assert {name: own.mode for name, own in engine.built.spaces.items()} == {"v": "hnsw", "w": "turboquant"}
-    engine.drop_space("w")
-    assert engine.built.spaces.keys() == engine.settings.keys() == {"v"}
+def test_a_second_space_leaves_the_first_one_as_it_was(optimized):
+    optimized.update_vectors({f"p{n}": {"w": np.array([1.0, n])} for n in range(1200)})
+    optimize(optimized, Mode(False, "turboquant"), ["w"], replace(FAST, min_recall=0.01))
+    built = {name: own.mode for name, own in optimized.built.spaces.items()}
+    assert built == {"v": "hnsw+int8", "w": "turboquant"}
+    optimized.drop_space("w")
+    assert optimized.built.spaces.keys() == optimized.settings.keys() == {"v"}
 
 
 def test_queries_are_stored_vectors_and_ones_near_them(engine):
