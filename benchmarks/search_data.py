@@ -62,7 +62,7 @@ def allowed(name, points):
 
 
 def truth(folder, kind, points, name=None):
-    """Numbers of the ten nearest points of each query (or of all, where a filter leaves fewer), in float64."""
+    """Numbers of the ten nearest points of each query (or all that a filter leaves), in float64."""
     asked = queries(folder, kind).astype(np.float64)
     scores = np.concatenate([asked @ block.T for _, block in blocks(folder, kind, points)], axis=1)
     passing = np.full(points, True) if name is None else allowed(name, points)
