@@ -1,13 +1,14 @@
-"""Fill and look at an index: sync, copy, info, forget-encoder."""
+"""Fill and look at an index: sync, copy, info, forget-encoder, optimize."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from vlmkit.cli import index_sync
+from vlmkit.cli import index_optimize, index_sync
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,19 +25,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     forget = actions.add_parser("forget-encoder", help="remove an encoder with its vectors")
     forget.add_argument("index", metavar="INDEX")
     forget.add_argument("name", metavar="NAME", help="as `vlmkit index info` shows it")
+    optimize = actions.add_parser("optimize", help="build an approximate index, measure it, swap it in")
+    index_optimize.arguments(optimize)
     for action in (sync, copy):
         action.add_argument(
             "--engine",
             metavar="URL",
             help="http(s)://host:port/collection for the points of a new index; local:engine for local mode",
         )
-    for action in (sync, info, copy, forget):
+    for action in (sync, info, copy, forget, optimize):
         action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
 
 
 def run(args: argparse.Namespace) -> int:
     """Do one action."""
-    return {"sync": _sync, "info": _info, "copy": _copy, "forget-encoder": _forget}[args.action](args)
+    actions = {
+        "sync": _sync,
+        "info": _info,
+        "copy": _copy,
+        "forget-encoder": _forget,
+        "optimize": index_optimize.run,
+    }
+    return actions[args.action](args)
 
 
 def _check_place(directory: str, engine: str | None) -> None:
@@ -70,17 +80,17 @@ def _forget(args: argparse.Namespace) -> int:
 def _info(args: argparse.Namespace) -> int:
     from vlmkit.cli.console import print_json
     from vlmkit_retrieval import Index
+    from vlmkit_retrieval.optimize import advice, built_of
 
     with Index.open(args.index) as index:
-        info = index.info()
+        info, built, hint = index.info(), built_of(index.engine), advice(index.engine)
     if args.json:
-        print_json(info)
+        print_json({**info, "optimized": asdict(built), "advice": hint})
     else:
-        for name, value in info.items():
-            if name != "encoders":
-                sys.stdout.write(f"{name}: {value}\n")
-        for name, entry in info["encoders"].items():
-            sys.stdout.write(f"encoder {name}: {_entry(entry)}\n")
+        lines = [f"{name}: {value}" for name, value in info.items() if name != "encoders"]
+        lines += [f"encoder {name}: {_entry(entry)}" for name, entry in info["encoders"].items()]
+        lines += [*index_optimize.built_lines(built), *([hint] if hint else [])]
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 0
 
 

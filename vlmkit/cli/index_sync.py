@@ -91,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
 def _sync(args: argparse.Namespace, named: Sequence[Named], options: SyncOptions) -> int:
     from vlmkit.cli.sync_console import SyncConsole
     from vlmkit_retrieval import Index
+    from vlmkit_retrieval.optimize import advice
 
     with Index.create_or_open(args.index, args.engine) as index, SyncConsole() as console:
         report = index.sync(
@@ -101,7 +102,10 @@ def _sync(args: argparse.Namespace, named: Sequence[Named], options: SyncOptions
             options=options,
             encoded=console.encoded,
         )
+        hint = advice(index.engine)
     _print(args, report)
+    if hint:
+        sys.stderr.write(f"{hint}\n")
     return 1 if report.unreadable else 0
 
 

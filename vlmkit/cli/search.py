@@ -54,6 +54,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         choices=["balanced", "lists", "mean", "slerp"],
         help="what a text with an image becomes: one vector between the two, or a list each (balanced)",
     )
+    parser.add_argument(
+        "--exact", action="store_true", help="compare with every item, even where the index is optimized"
+    )
     parser.add_argument("--explain", action="store_true", help="print rank, score and share of every list")
     parser.add_argument("--html", metavar="FILE", help="write a page with pictures, scores and why")
     parser.add_argument("--json", action="store_true", help="print one JSON object a hit")
@@ -72,7 +75,13 @@ def run(args: argparse.Namespace) -> int:
     if args.html and not Path(args.html).absolute().parent.is_dir():
         raise UsageError(f"the folder of {args.html} does not exist; make it, or give another file")
     options = SearchOptions(
-        _weights(args.weight), args.compose, mmr=args.mmr, collapse=args.collapse, near=args.near, by=args.by
+        _weights(args.weight),
+        args.compose,
+        mmr=args.mmr,
+        collapse=args.collapse,
+        near=args.near,
+        by=args.by,
+        exact=args.exact,
     )
     where = _filter(args.where)
     image = open_image(args.image) if args.image else None

@@ -41,8 +41,8 @@ class EdgeSpaces:
                 dense[name] = self._edge.EdgeVectorParams(
                     space.width,
                     self._edge.Distance.Cosine,
-                    multivector_config=self._multi(space),
-                    datatype=self._datatype(space),
+                    multivector_config=self.multi(space),
+                    datatype=self.datatype(space),
                 )
         return self._edge.EdgeConfig(vectors=dense, sparse_vectors=sparse, wal_enabled=True)
 
@@ -52,16 +52,16 @@ class EdgeSpaces:
         if isinstance(space, Sparse):
             return update.create_sparse_vector(name, self._edge.Modifier.Idf)
         cosine = self._edge.Distance.Cosine
-        return update.create_dense_vector(
-            name, space.width, cosine, self._multi(space), self._datatype(space)
-        )
+        return update.create_dense_vector(name, space.width, cosine, self.multi(space), self.datatype(space))
 
-    def _multi(self, space: Dense | Multi) -> Any:
+    def multi(self, space: Dense | Multi) -> Any:
+        """How several vectors of an item are compared; None for a space of one."""
         if isinstance(space, Dense):
             return None
         return self._edge.MultiVectorConfig(self._edge.MultiVectorComparator.MaxSim)
 
-    def _datatype(self, space: Dense | Multi) -> Any:
+    def datatype(self, space: Dense | Multi) -> Any:
+        """What a number is stored as."""
         kinds = self._edge.VectorStorageDatatype
         return kinds.Float16 if space.half else kinds.Float32
 

@@ -9,13 +9,35 @@ import numpy as np
 import pytest
 
 from vlmkit_retrieval.engines import open_engine
+from vlmkit_retrieval.engines.edge import EdgeEngine
 from vlmkit_retrieval.engines.server import ServerEngine
 from vlmkit_retrieval.engines.tenant import Tenant
+from vlmkit_retrieval.optimize import Mode
+from vlmkit_retrieval.optimize.build import build
 from vlmkit_retrieval.types import Dense, Multi, Point, Sparse, Terms
 
 SERVER = os.environ.get("VLMKIT_QDRANT_URL")
 SPACES = {"a": Dense(4), "b": Dense(3), "half": Dense(4, half=True), "m": Multi(3, half=False), "s": Sparse()}
 LIBRARIES = ["edge", "memory", "local", *(["server"] if SERVER else [])]
+
+
+class RebuiltEngine(EdgeEngine):
+    """After each write all points are in a part with a graph and compressed vectors, which cannot be changed
+    in place: the next write has to move them. What it promises is what every engine does."""
+
+    def _put(self, rows):
+        super()._put(rows)
+        self._rebuild()
+
+    def _put_vectors(self, rows):
+        super()._put_vectors(rows)
+        self._rebuild()
+
+    def _rebuild(self):
+        names = [name for name, space in self._known.items() if isinstance(space, Dense)]
+        self._shard.close()
+        build(self._path, dict.fromkeys(names, Mode(True, "int8")), full_scan=1)
+        self._load()
 
 
 @pytest.fixture
@@ -27,7 +49,9 @@ def opened(tmp_path):
         place = tmp_path / f"{kind}-{len(engines)}"
         server, _, options = (SERVER or "").partition("?")
         engines.append(
-            open_engine(
+            RebuiltEngine(place)
+            if kind == "optimized"
+            else open_engine(
                 {
                     "edge": str(place),
                     "memory": ":memory:",
@@ -48,7 +72,7 @@ def opened(tmp_path):
 @pytest.fixture
 def libraries():
     """The kinds that `opened` opens."""
-    return LIBRARIES
+    return [*LIBRARIES, "optimized"]
 
 
 @pytest.fixture(params=LIBRARIES)
@@ -57,7 +81,7 @@ def library(request, opened):
     return opened(request.param)
 
 
-@pytest.fixture(params=[*LIBRARIES, "tenant"])
+@pytest.fixture(params=[*LIBRARIES, "optimized", "tenant"])
 def engine(request, opened):
     """An empty engine of each library, and one tenant of an engine in which another has items, too."""
     if request.param != "tenant":

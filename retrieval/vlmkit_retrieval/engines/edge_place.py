@@ -1,0 +1,79 @@
+"""Where a shard lies, and how another one takes its place: a kill at any moment leaves one of them, whole.
+
+SHARD                  the shard
+SHARD.replaced         the old one, while the new one takes its place
+SHARD.optimizing-*/    where a new one is built
+
+A directory cannot be replaced by one rename. So the old one is moved aside, the new one, which is complete,
+is moved in, and the old one is removed. Whoever opens next sees which of the three was last: without a SHARD
+the old one comes back, and with one what lies beside it is litter. All of it happens under the shard's lock.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+
+def recover(shard: Path) -> None:
+    """Finish or undo what a process that was killed had begun; needs the shard's lock."""
+    old = _replaced(shard)
+    if old.exists() and not shard.exists():
+        old.rename(shard)
+    shutil.rmtree(old, ignore_errors=True)
+    for work in shard.parent.glob(f"{_escaped(shard.name)}.optimizing-*"):
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def work_folder(shard: Path) -> Path:
+    """A new folder on the shard's own disk; its name is new each time, so that nobody else writes there."""
+    return Path(tempfile.mkdtemp(prefix=f"{shard.name}.optimizing-", dir=shard.parent))
+
+
+def move_in(new: Path, shard: Path) -> None:
+    """Put a complete shard into the place of a closed one; the old one stays aside until `remove_old`."""
+    shutil.rmtree(_replaced(shard), ignore_errors=True)
+    shard.rename(_replaced(shard))
+    new.rename(shard)
+    _sync_folder(shard.parent)
+
+
+def move_back(new: Path, shard: Path) -> None:
+    """The old one again: the new one could not be opened."""
+    shard.rename(new)
+    _replaced(shard).rename(shard)
+
+
+def remove_old(shard: Path) -> None:
+    """The new one is open."""
+    shutil.rmtree(_replaced(shard), ignore_errors=True)
+
+
+def sync_files(folder: Path) -> None:
+    """Have all files below a folder on the disk, not in the system's memory."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            _sync_folder(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "nt":  # there a folder cannot be opened
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def _replaced(shard: Path) -> Path:
+    return shard.with_name(shard.name + ".replaced")
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
