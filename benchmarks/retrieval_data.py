@@ -23,7 +23,6 @@ from pathlib import Path
 from retrieval_drawings import COMMANDS, picture, read_concepts, read_styles
 
 HELD_OUT = 250
-TUNE_HELD_OUT = 250
 # The style that is new, and the one that its pictures are looked for in; each task trains on all the others.
 NEW, DRAWN = "noto", "twemoji"
 TUNE_NEW, TUNE_DRAWN = "twemoji", "openmoji"
@@ -77,8 +76,37 @@ def write_task(folder, styles, concepts, held, new, drawn):
     return {"train": len(rows), "newstyle": len(seen & styles[new].keys()), "unseen": len(both)}
 
 
+def make(archives, out, count):
+    """Read the archives, draw, and write both tasks; gives how large they are.
+
+    Args:
+        archives: The folder that they are in.
+        out: The folder to write.
+        count: Concepts that are held out, in each of the two tasks.
+    """
+    concepts, drawn = read_concepts(archives), cache(picture)
+    styles = {
+        style: {code: image for code in concepts if code in found and (image := drawn(found[code]))}
+        for style, found in read_styles(archives, concepts).items()
+    }
+    # A concept is held out only where both tasks can ask for it: it is drawn in each of these styles.
+    common = styles[NEW].keys() & styles[DRAWN].keys() & styles[TUNE_DRAWN].keys()
+    test = held_out(common, count)
+    tune = held_out(common - test, count)
+    sizes = {"pictures": {style: len(images) for style, images in styles.items()}}
+    sizes["task"] = write_task(out, styles, concepts, test, NEW, DRAWN)
+    known = {
+        style: {code: image for code, image in images.items() if code not in test}
+        for style, images in styles.items()
+        if style != NEW
+    }
+    sizes["tune"] = write_task(out / "tune", known, concepts, tune, TUNE_NEW, TUNE_DRAWN)
+    (out / "sizes.json").write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")
+    return sizes
+
+
 def main():
-    """Read the archives, draw, write both tasks and what they were made of."""
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog=f"To fill FOLDER:\n{COMMANDS}",
@@ -87,23 +115,7 @@ def main():
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--archives", type=Path, required=True, metavar="FOLDER")
     args = parser.parse_args()
-    concepts = read_concepts(args.archives)
-    drawn = cache(picture)
-    styles = {
-        style: {code: image for code in concepts if code in found and (image := drawn(found[code]))}
-        for style, found in read_styles(args.archives, concepts).items()
-    }
-    # Held out is what every task can ask for: in the new style and in the one that it is looked for in.
-    common = styles[NEW].keys() & styles[DRAWN].keys() & styles[TUNE_DRAWN].keys()
-    test = held_out(common, HELD_OUT)
-    tune = held_out(common - test, TUNE_HELD_OUT)
-    known = {style: {c: i for c, i in images.items() if c not in test} for style, images in styles.items()}
-    sizes = {"pictures": {style: len(images) for style, images in styles.items()}}
-    sizes["task"] = write_task(args.out, styles, concepts, test, NEW, DRAWN)
-    del known[NEW]
-    sizes["tune"] = write_task(args.out / "tune", known, concepts, tune, TUNE_NEW, TUNE_DRAWN)
-    (args.out / "sizes.json").write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(sizes))
+    print(json.dumps(make(args.archives, args.out, HELD_OUT)))
 
 
 if __name__ == "__main__":
