@@ -1,4 +1,7 @@
-"""Random changes of training images: a function of the seed, the epoch and the sample alone."""
+"""Random changes of training images: a function of the seed, the epoch and the sample alone.
+
+Shapes: C channels (RGB), L levels of a byte.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import math
 import random
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image, ImageColor
 
-LEVELS = range(256)
+LEVELS = np.arange(256)
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Augmenter:
         if self.shift or self.zoom or self.turn:
             images = [_placed(image, moved, factor, angle, fill) for image in images]
         if self.colour:
-            table = [_level(level, gain, base) for gain, base in zip(gains, fill) for level in LEVELS]
+            table = _levels(gains, fill)
             images = [image.point(table) for image in images]
         return images
 
@@ -63,5 +67,8 @@ def _placed(
     )
 
 
-def _level(level: int, gain: float, base: int) -> int:
-    return min(255, max(0, round(base + (level - base) * gain)))
+def _levels(gains: list[float], fill: tuple[int, ...]) -> list[int]:
+    """What each of the 256 levels becomes, channel after channel."""
+    base_C1, gain_C1 = np.array(fill)[:, None], np.array(gains)[:, None]
+    levels_CL = np.rint(base_C1 + (LEVELS - base_C1) * gain_C1).clip(0, 255)
+    return levels_CL.astype(int).ravel().tolist()
