@@ -31,6 +31,7 @@ from vlmkit.recipe_files import find_recipe
 PartName = Literal["encoder", "connector", "llm"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Scale = Annotated[float, Field(gt=0, le=1000)]
 BlockCheck = Callable[[Mapping[str, Any]], Sequence[str]]
 
 
@@ -183,6 +184,8 @@ class Stage(Frozen):
 
     Attributes:
         objective: A name, or weights above 0 by name.
+        logit_scale: Factor of the cosines of `contrastive`: where it begins, and the most that it may learn
+            to be; equal numbers keep it.
         data: Where samples come from.
         train: Parts that train; every other is frozen.
         batch_size: Samples a step, over all processes and accumulation.
@@ -215,6 +218,7 @@ class Stage(Frozen):
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     objective: str | dict[str, float] = "next_token"
+    logit_scale: tuple[Scale, Scale] = (20.0, 100.0)
     data: Block
     train: dict[PartName, Part] = Field(min_length=1)
     batch_size: int = Field(32, ge=1)
@@ -254,6 +258,13 @@ class Stage(Frozen):
                 f"{{next_token: 1, contrastive: 0.2}}; found {found!r}"
             )
         return objective
+
+    @field_validator("logit_scale")
+    @classmethod
+    def _ascending(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if scale[0] > scale[1]:
+            raise ValueError(f"begins above the most that it may be; found {list(scale)}")
+        return scale
 
     @model_validator(mode="after")
     def _one_length(self) -> Stage:

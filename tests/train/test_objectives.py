@@ -77,6 +77,12 @@ class TestContrastive:
             capped, _ = head(images, texts.flip(0), torch.eye(2, dtype=torch.bool))
         assert float(capped) == pytest.approx(60.0, abs=1e-3)
 
+    def test_a_scale_that_begins_at_its_ceiling_is_kept(self):
+        head = ContrastiveHead(20.0, 20.0)
+        assert [p for p in head.parameters() if p.requires_grad] == []
+        loss, _ = head(torch.eye(2), torch.eye(2).flip(0), torch.eye(2, dtype=torch.bool))
+        assert float(loss) == pytest.approx(2 * (20 + math.log1p(math.exp(-20))), abs=1e-4)
+
 
 def test_an_objective_is_a_name_or_weights_by_name():
     assert objective_weights("contrastive") == {"contrastive": 1.0}
