@@ -71,4 +71,4 @@ def _levels(gains: list[float], fill: tuple[int, ...]) -> list[int]:
     """What each of the 256 levels becomes, channel after channel."""
     base_C1, gain_C1 = np.array(fill)[:, None], np.array(gains)[:, None]
     levels_CL = np.rint(base_C1 + (LEVELS - base_C1) * gain_C1).clip(0, 255)
-    return levels_CL.astype(int).ravel().tolist()
+    return [int(level) for level in levels_CL.flat]
