@@ -8,8 +8,9 @@
         .../debian-reference.en.pdf .../install.en.pdf
 
 A query is a title of two words or more, relevant are the pages that it leads to. Contents pages, which hold
-every title, are no part of the gallery. The weights of the fusion are chosen on one manual, by nDCG@10, and
-used on the others; each list has a weight above 0. Writes benchmarks/results/retrieval_pages.md.
+every title, are no part of the gallery. The weights of the fusion, by ranks and by scores, are chosen on one
+manual by nDCG@10 and used on the others; each list has a weight above 0. Writes
+benchmarks/results/retrieval_pages.md.
 """
 
 import os
@@ -45,6 +46,7 @@ LEADER, LEADERS = re.compile(r"(?m)(?:\. ?){4,}\s*\d+\s*$"), 3
 # What is tried for the vectors of texts and of pictures, where BM25 weighs 1. Below 0.012 none can change
 # the order of any two of BM25's first ten: their shares differ by more.
 TEXT_WEIGHTS, IMAGE_WEIGHTS = (0.03, 0.1, 0.2, 0.4, 1.0), (0.03, 0.1, 0.3, 1.0)
+FUSE = ("ranks", "scores")
 METRICS = (f"recall@{K}", f"mrr@{K}", f"ndcg@{K}")
 
 
@@ -77,15 +79,15 @@ class Manual:
     pages: tuple[int, int]
     seconds: float
 
-    def rankings(self, weights):
+    def rankings(self, weights, fuse):
         """The first pages for every title; a list without a weight is left out."""
-        options = SearchOptions(weights=weights, exact=True)
+        options = SearchOptions(weights=weights, fuse=fuse, exact=True)
         hits = {title: self.searcher.search(title, k=K, options=options) for title in self.qrels}
         return {title: [hit.id for hit in found] for title, found in hits.items()}
 
-    def scores(self, weights):
-        """Metrics with these weights."""
-        return score(self.qrels, self.rankings(weights), K)
+    def scores(self, weights, fuse="ranks"):
+        """Metrics with these weights and this rule."""
+        return score(self.qrels, self.rankings(weights, fuse), K)
 
 
 def read_pages(path):
@@ -134,26 +136,28 @@ def read_manual(path, folder, encoder, sentences, terms):
     return Manual(Path(path).name, Searcher(engine, asked), titles(pages), (len(pages), contents), seconds)
 
 
-def choose(manual):
-    """The weights with the best nDCG on a manual; of equal ones those that leave most to BM25."""
+def choose(manual, fuse):
+    """nDCG and weights of the best on a manual; of equal ones those that leave most to BM25."""
     tried = []
     for text, image in itertools.product(TEXT_WEIGHTS, IMAGE_WEIGHTS):
         weights = {"bm25": 1.0, "minilm": text, "page": image}
-        tried.append((manual.scores(weights).values[f"ndcg@{K}"].mean(), -text - image, weights))
-    return max(tried, key=lambda own: own[:2])[2]
+        tried.append((manual.scores(weights, fuse).values[f"ndcg@{K}"].mean(), -text - image, weights))
+    best = max(tried, key=lambda own: own[:2])
+    return best[0], best[2]
 
 
-def compared(manual, weights):
-    """Rows of a manual: each list alone, BM25 with texts, all three against BM25 alone."""
-    none = dict.fromkeys(weights, 0.0)
-    alone = {name: manual.scores({**none, name: 1.0}) for name in weights}
+def compared(manual, chosen):
+    """Rows of a manual: each list alone, and all three by each rule, against BM25 alone."""
+    none = dict.fromkeys(chosen[FUSE[0]][1], 0.0)
+    alone = {name: manual.scores({**none, name: 1.0}) for name in none}
     systems = {
         "BM25": alone["bm25"],
         "MiniLM on the page's text": alone["minilm"],
         "our ViT on its picture": alone["page"],
-        "BM25 + MiniLM": manual.scores({**weights, "page": 0.0}),
-        "**BM25 + MiniLM + picture**": manual.scores(weights),
     }
+    for fuse, (_, weights) in chosen.items():
+        systems[f"BM25 + MiniLM, by {fuse}"] = manual.scores({**weights, "page": 0.0}, fuse)
+        systems[f"**BM25 + MiniLM + picture, by {fuse}**"] = manual.scores(weights, fuse)
     rows = []
     for name, own in systems.items():
         cells = [f"{own.values[metric].mean():.3f}" for metric in METRICS]
@@ -167,11 +171,11 @@ def _difference(found):
     return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] p={found.p:.3f}"
 
 
-def report(chosen_on, weights, manuals):
+def report(chosen_on, chosen, manuals):
     """Markdown of everything."""
     head = ["manual", "lists", *METRICS, *(f"{metric} against BM25" for metric in METRICS)]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    lines += [row for manual in manuals for row in compared(manual, weights)]
+    lines += [row for manual in manuals for row in compared(manual, chosen)]
     sizes = [
         f"- {own.name}: {own.pages[0]} pages, {own.pages[1]} of contents left out, {len(own.qrels)} titles; "
         f"{own.seconds:.0f} CPU seconds to read, draw and embed."
@@ -181,8 +185,11 @@ def report(chosen_on, weights, manuals):
     return "\n".join([
         "# Pages of a manual by the titles of its outline",
         "",
-        f"`python benchmarks/retrieval_pages.py`. Weights chosen on {chosen_on.name}: {weights}. Differences "
-        "are paired, with 95 % intervals of 10,000 bootstrap resamples of the titles.",
+        "`python benchmarks/retrieval_pages.py`. Differences are paired, with 95 % intervals of 10,000 "
+        f"bootstrap resamples of the titles. Weights chosen by nDCG@{K} on {chosen_on.name}, where BM25 alone has "
+        f"{chosen_on.scores({'bm25': 1.0, 'minilm': 0.0, 'page': 0.0}).values[f'ndcg@{K}'].mean():.3f}:",
+        "",
+        *(f"- by {fuse}: {weights}, {best:.3f}" for fuse, (best, weights) in chosen.items()),
         "",
         *lines,
         "",
@@ -208,7 +215,7 @@ def main():
             read_manual(path, Path(folder), encoder, sentences, terms)
             for path in [args.choose_on, *args.manuals]
         )
-        text = report(chosen_on, choose(chosen_on), manuals)
+        text = report(chosen_on, {fuse: choose(chosen_on, fuse) for fuse in FUSE}, manuals)
     print(text)
     RESULTS.write_text(text)
 

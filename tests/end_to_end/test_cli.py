@@ -136,6 +136,7 @@ SURFACE = {
         "--encoder",
         "--weight",
         "--compose",
+        "--fuse",
         "--exact",
         "--explain",
         "--html",

@@ -49,6 +49,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="how much a list counts (1), e.g. bm25=2 or clip:text=0; may be repeated",
     )
     parser.add_argument(
+        "--fuse",
+        default="ranks",
+        choices=["ranks", "scores"],
+        help="what of several lists counts: ranks in them, or scores brought to 0 to 1 (ranks)",
+    )
+    parser.add_argument(
         "--compose",
         default="balanced",
         choices=["balanced", "lists", "mean", "slerp"],
@@ -77,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
     options = SearchOptions(
         _weights(args.weight),
         args.compose,
+        fuse=args.fuse,
         mmr=args.mmr,
         collapse=args.collapse,
         near=args.near,
