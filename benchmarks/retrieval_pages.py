@@ -181,13 +181,14 @@ def report(chosen_on, chosen, manuals):
         f"{own.seconds:.0f} CPU seconds to read, draw and embed."
         for own in [chosen_on, *manuals]
     ]
+    bm25 = chosen_on.scores({"bm25": 1.0, "minilm": 0.0, "page": 0.0}).values[f"ndcg@{K}"].mean()
     packages = ("torch", "transformers", "qdrant-client", "qdrant-edge-py", "pypdfium2")
     return "\n".join([
         "# Pages of a manual by the titles of its outline",
         "",
         "`python benchmarks/retrieval_pages.py`. Differences are paired, with 95 % intervals of 10,000 "
         f"bootstrap resamples of the titles. Weights chosen by nDCG@{K} on {chosen_on.name}, where BM25 alone "
-        f"has {chosen_on.scores({'bm25': 1.0, 'minilm': 0.0, 'page': 0.0}).values[f'ndcg@{K}'].mean():.3f}:",
+        f"has {bm25:.3f}:",
         "",
         *(f"- by {fuse}: {weights}, {best:.3f}" for fuse, (best, weights) in chosen.items()),
         "",
