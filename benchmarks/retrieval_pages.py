@@ -187,8 +187,8 @@ def report(chosen_on, chosen, manuals):
         "# Pages of a manual by the titles of its outline",
         "",
         "`python benchmarks/retrieval_pages.py`. Differences are paired, with 95 % intervals of 10,000 "
-        f"bootstrap resamples of the titles. Weights chosen by nDCG@{K} on {chosen_on.name}, where BM25 alone "
-        f"has {bm25:.3f}:",
+        f"bootstrap resamples of the titles. Weights chosen by nDCG@{K} on {chosen_on.name}, where BM25 "
+        f"alone has {bm25:.3f}:",
         "",
         *(f"- by {fuse}: {weights}, {best:.3f}" for fuse, (best, weights) in chosen.items()),
         "",
