@@ -10,7 +10,7 @@ from typing import Any
 from vlmkit_retrieval.encoders import Encoder, kind_of, width_of
 from vlmkit_retrieval.errors import RetrievalError, RetrievalUsageError
 from vlmkit_retrieval.manifest import EncoderEntry, Manifest
-from vlmkit_retrieval.types import Engine
+from vlmkit_retrieval.types import Engine, same_space
 
 _BATCH = 1024
 
@@ -42,6 +42,12 @@ class FilledBy:
         Raises:
             RetrievalError: Another encoder has this name.
         """
+        name = self._enter(encoder, reference, name)
+        self.engine.ensure(self.manifest.spaces())
+        return name
+
+    def _enter(self, encoder: Encoder, reference: str | None, name: str | None = None) -> str:
+        """Note an encoder in the manifest; whoever opens the index next makes room for it, too."""
         fingerprint = encoder.fingerprint  # takes seconds for a large encoder
         known = self._name_of(encoder, fingerprint) if name is None else None
         name = known or name or encoder.name
@@ -57,7 +63,6 @@ class FilledBy:
         if entry != stored:
             self.manifest.encoders[name] = entry
             self.manifest.save(self.path)
-            self.engine.ensure(entry.spaces(name))
         return name
 
     def forget_encoder(self, name: str) -> None:
@@ -71,8 +76,9 @@ class FilledBy:
         if name not in self.manifest.encoders:
             known = ", ".join(sorted(self.manifest.encoders)) or "none"
             raise RetrievalUsageError(f"index {self.path} has no encoder {name!r} (it has: {known})")
-        self.manifest.dropping.append(name)
-        self.manifest.save(self.path)
+        if name not in self.manifest.dropping:  # the engine may have refused it before
+            self.manifest.dropping.append(name)
+            self.manifest.save(self.path)
         self._drop(name)
 
     def require_encoder(self, embedder: Encoder) -> str:
@@ -126,8 +132,10 @@ class FilledBy:
         )
 
     def _check_spaces(self, name: str, entry: EncoderEntry) -> None:
-        """Refuse a name whose spaces belong to others."""
-        taken = set(entry.spaces(name)) & set(self.manifest.spaces())
+        """Refuse a name whose spaces belong to others: once it is in the manifest, nobody could open it."""
+        asked, stored = entry.spaces(name), self.engine.spaces()
+        taken = set(asked) & set(self.manifest.spaces())
+        taken |= {space for space in set(asked) & set(stored) if not same_space(stored[space], asked[space])}
         if taken:
             raise RetrievalUsageError(
                 f"index {self.path}: there is a space {min(taken)!r}; add this encoder under another name"

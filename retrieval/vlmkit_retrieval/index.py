@@ -138,9 +138,8 @@ class Index(FilledBy):
             options or SyncOptions(), allow_empty=allow_empty or bool(options and options.allow_empty)
         )
         sync = Sync(self, paths, options)
-        names = {
-            self.add_encoder(one, reference): one for one, reference in zip(given, references, strict=True)
-        }
+        names = {self._enter(one, reference): one for one, reference in zip(given, references, strict=True)}
+        self.engine.ensure(self.manifest.spaces())  # all at once: a space that comes later costs a copy
         return sync.run(names, progress, encoded)
 
     def search(

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlmkit_retrieval.errors import RetrievalError
 from vlmkit_retrieval.types import Unreadable
 
 
@@ -94,5 +96,15 @@ def is_under(path: str, root: str) -> bool:
 
 
 def root_id(path: str | os.PathLike[str]) -> str:
-    """The id of a root, the same for every spelling of its path."""
-    return Path(path).expanduser().resolve().as_posix()
+    """The id of a root, the same for every spelling of its path.
+
+    Raises:
+        RetrievalError: Its name is not UTF-8, so that no manifest could keep it.
+    """
+    with suppress(RuntimeError):  # a folder may be named `~nobody`
+        path = Path(path).expanduser()
+    root = Path(path).resolve().as_posix()
+    shown = root.encode(errors="backslashreplace").decode()
+    if shown != root:
+        raise RetrievalError(f"{shown}: the name is not valid UTF-8; rename it")
+    return root

@@ -98,6 +98,11 @@ class Sparse:
 Space = Dense | Multi | Sparse
 
 
+def same_space(one: Space, other: Space) -> bool:
+    """Whether the same vectors fit; the precision may differ."""
+    return type(one) is type(other) and getattr(one, "width", 0) == getattr(other, "width", 0)
+
+
 @dataclass(frozen=True)
 class Terms:
     """A sparse vector.

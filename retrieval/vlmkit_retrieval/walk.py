@@ -55,13 +55,13 @@ class Walk:
 
     def _folders(self) -> Iterator[tuple[Path, list[str]]]:
         def note(error: OSError) -> None:
-            if Path(error.filename).exists():
+            if not isinstance(error, FileNotFoundError):  # a disk that is gone has other errors
                 self._refuse(Path(error.filename), error.strerror or str(error))
 
         for folder, folders, names in os.walk(self._root, onerror=note):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in folders:
-                if Path(folder, name).is_symlink():
+                if _is_link(Path(folder, name)):
                     reason = "a link to a folder is not followed; sync its target instead"
                     self._refuse(Path(folder, name), reason)
             yield Path(folder), sorted(name for name in names if not name.startswith("."))
@@ -134,6 +134,14 @@ def _names(folder: Path) -> list[str]:
         return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     except OSError:
         return []
+
+
+def _is_link(path: Path) -> bool:
+    """Of a disk that is gone nobody knows; listing it then says why."""
+    try:
+        return path.is_symlink()
+    except OSError:
+        return False
 
 
 def _is_utf8(path: Path) -> bool:

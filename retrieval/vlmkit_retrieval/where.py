@@ -143,7 +143,10 @@ def _compare(key: str, words: Mapping[str, Any]) -> Where:
 def _number(key: str, bound: Any) -> float:
     if isinstance(bound, bool) or not isinstance(bound, int | float):
         raise RetrievalUsageError(f"filter {key!r}: a bound is a number, found {bound!r}")
-    return float(bound)
+    try:
+        return float(bound)
+    except OverflowError:
+        raise RetrievalUsageError(f"filter {key!r}: a bound has more than 308 digits; leave it out") from None
 
 
 def _listed(key: str, value: Any) -> Sequence[Any]:

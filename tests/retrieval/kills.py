@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from mixing import mixing
@@ -62,6 +63,8 @@ def in_child(work, kill_after: float | None = None) -> str:
         os.close(ends)
         try:
             os.write(writes, work().encode())
+        except BaseException:
+            traceback.print_exc()  # the round differs then; this says why
         finally:
             os._exit(0)
     os.close(writes)

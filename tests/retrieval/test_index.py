@@ -315,3 +315,34 @@ def test_only_a_held_lock_means_in_use(filled, monkeypatch):
     with pytest.raises(RetrievalError, match=r"cannot be locked.*No locks available") as error:
         Index.open(filled)
     assert not isinstance(error.value, IndexLockedError)
+
+
+def test_forgetting_that_was_refused_is_done_when_it_is_asked_for_again(filled, photos, grey, colours):
+    with Index.open(filled) as index:
+        index.sync([photos], grey)
+        with index.engine.copied(), pytest.raises(RetrievalError, match="is being optimized"):
+            index.forget_encoder("grey")
+        index.forget_encoder("grey")
+    with Index.open(filled) as index:
+        assert list(index.manifest.encoders) == list(index.engine.spaces()) == ["colour"]
+        assert len(index.search("red", embedder=colours)) == 3
+
+
+def test_an_encoder_whose_space_is_somebody_elses_leaves_an_index_that_opens(filled, photos, grey):
+    with Index.open(filled) as index:
+        index.engine.ensure({"grey": Dense(7)})
+        with pytest.raises(
+            RetrievalUsageError, match="there is a space 'grey'; add this encoder under another"
+        ):
+            index.sync([photos], grey)
+    with Index.open(filled) as index:
+        assert list(index.manifest.encoders) == ["colour"]
+        assert index.add_encoder(grey, name="grey-2") == "grey-2"
+
+
+def test_encoders_of_a_first_sync_get_their_spaces_at_once(path, photos, colours, grey, monkeypatch):
+    """A space that comes to a shard which exists costs a copy of it."""
+    with Index.create_or_open(path) as index:
+        monkeypatch.setattr(index.engine, "copied", broken)
+        index.sync([photos], [colours, grey, Bm25Terms()])
+        assert set(index.engine.spaces()) == {"colour", "grey", "bm25"}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -69,3 +70,38 @@ def test_an_unreadable_folder_does_not_cover_its_items(photos):
     assert result.covers(inside)
     assert not blocked.covers(inside)
     assert not result.covers(f"{photos.as_posix()}-other/red.png")
+
+
+def test_a_disk_that_went_away_below_a_root_does_not_cover_its_items(photos, monkeypatch):
+    """A network disk, say: neither listing it nor asking for its state works."""
+    real = os.scandir, os.stat
+
+    def gone(own):
+        def ask(path=".", *args, **kwargs):
+            if str(path) == str(photos / "deep"):
+                raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", str(path))
+            return own(path, *args, **kwargs)
+
+        return ask
+
+    monkeypatch.setattr(os, "scandir", gone(real[0]))
+    monkeypatch.setattr(os, "stat", gone(real[1]))
+    result = scan([photos])
+    monkeypatch.undo()
+    assert [bad.reason for bad in result.unreadable] == ["Transport endpoint is not connected"]
+    assert not result.covers(f"{photos.as_posix()}/deep/blue.png")
+    assert result.covers(f"{photos.as_posix()}/red.png")
+
+
+def test_a_root_may_begin_with_a_tilde(tmp_path, save_image, monkeypatch):
+    save_image(tmp_path / "~nobody at all" / "a.png", "red")
+    monkeypatch.chdir(tmp_path)
+    assert list(scan(["~nobody at all"]).files) == [f"{tmp_path.as_posix()}/~nobody at all/a.png"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_root_that_no_manifest_could_name_is_refused(tmp_path, save_image):
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    save_image(root / "a.png", "red")
+    with pytest.raises(RetrievalError, match=r"caf\\udce9: the name is not valid UTF-8; rename it"):
+        scan([root])

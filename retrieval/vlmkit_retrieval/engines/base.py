@@ -21,7 +21,7 @@ from vlmkit_retrieval.engines.ranking import best, noise, scores
 from vlmkit_retrieval.engines.records import Scored, stored_id, stored_payload, to_point
 from vlmkit_retrieval.engines.vectors import checked_query
 from vlmkit_retrieval.errors import RetrievalError, RetrievalUsageError
-from vlmkit_retrieval.types import Hit, Multi, PayloadKind, Point, Space, Sparse, Vector
+from vlmkit_retrieval.types import Hit, Multi, PayloadKind, Point, Space, Sparse, Vector, same_space
 from vlmkit_retrieval.where import Where
 
 # Points a read: libraries give vectors back as lists of Python numbers, 24 bytes each.
@@ -43,7 +43,7 @@ class QdrantPoints(Library):
         """See `Engine.ensure`."""
         stored = self.spaces()
         for name, space in spaces.items():
-            if name in stored and not _same(stored[name], space):
+            if name in stored and not same_space(stored[name], space):
                 raise RetrievalError(
                     f"{self.location}: vector {name!r} is {stored[name]}, {space} was asked for; "
                     "use another name, or a new index"
@@ -175,8 +175,3 @@ class QdrantPoints(Library):
                 f"{self.location} has no item {unknown[0]!r} ({len(unknown)} of {len(ids)} are unknown); "
                 "upsert it first"
             )
-
-
-def _same(stored: Space, asked: Space) -> bool:
-    """The same vectors fit; the precision may differ."""
-    return type(stored) is type(asked) and getattr(stored, "width", 0) == getattr(asked, "width", 0)

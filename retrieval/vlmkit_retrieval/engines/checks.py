@@ -41,8 +41,15 @@ class Row:
 
 
 def to_uuid(id: str) -> str:
-    """The identifier under which an engine stores the user's `id`."""
-    return str(uuid.uuid5(_NAMESPACE, id))
+    """The identifier under which an engine stores the user's `id`.
+
+    Raises:
+        RetrievalError: The id has half of a surrogate pair, as a file name that is not UTF-8 has.
+    """
+    try:
+        return str(uuid.uuid5(_NAMESPACE, id))
+    except UnicodeEncodeError:
+        raise RetrievalError(f"id {id!r} is no text that UTF-8 can hold; give another one") from None
 
 
 def checked_rows(points: Sequence[Point], spaces: Mapping[str, Space]) -> list[Row]:

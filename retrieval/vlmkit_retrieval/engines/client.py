@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
 _IDS = 4096
-_OPERATIONS = 256
+# Of a request. A server takes 32 MiB; smaller ones can be sent in parallel and cost less to repeat.
+REQUEST_BYTES = 5_000_000
+# What setting a payload takes beside it; also, so no request has more than some hundred operations.
+_OPERATION_BYTES = REQUEST_BYTES // 256
 
 
 class ClientPoints(QdrantPoints):
@@ -111,7 +115,7 @@ class ClientPoints(QdrantPoints):
     def _put_payloads(self, payloads: Mapping[str, Mapping[str, Any]]) -> None:
         from qdrant_client import models
 
-        for piece in cut(payloads.items(), lambda item: 1, _OPERATIONS):
+        for piece in cut(payloads.items(), self._payload_cost, REQUEST_BYTES):
             operations = [
                 models.SetPayloadOperation(
                     set_payload=models.SetPayload(payload=dict(payload), points=[uuid])
@@ -121,9 +125,14 @@ class ClientPoints(QdrantPoints):
             with self._asking():
                 self._client.batch_update_points(self._collection, operations, wait=True)
 
+    def _payload_cost(self, item: tuple[str, Mapping[str, Any]]) -> int:
+        """Bytes of a request at most, where there are requests."""
+        return len(json.dumps(item[1])) + _OPERATION_BYTES
+
     def _drop(self, uuids: list[str]) -> None:
-        with self._asking():
-            self._client.delete(self._collection, list(uuids), wait=True)
+        for start in range(0, len(uuids), _IDS):
+            with self._asking():
+                self._client.delete(self._collection, list(uuids[start : start + _IDS]), wait=True)
 
     def _fetch(self, uuids: list[str], with_vectors: bool) -> Sequence[Record]:
         with self._asking():

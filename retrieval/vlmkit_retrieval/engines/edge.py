@@ -37,7 +37,8 @@ class EdgeEngine(EdgeShard):
     """Points in a directory, owned by one process at a time.
 
     A write is cut into pieces of 512 points (of 768 numbers). A piece survives a kill -9 of this process
-    whole or not at all, and all of them survive as soon as the call has returned.
+    whole or not at all, and all of them survive as soon as the call has returned. A space is added to a shard
+    that exists, or dropped, on a copy of it: that takes its time and its room, and a kill leaves the old one.
 
     Args:
         path: Directory of the shard; made when the first space is named by `ensure`.
@@ -62,7 +63,8 @@ class EdgeEngine(EdgeShard):
         return bool(self.settings)
 
     def _made(self) -> bool:
-        return self._shard is not None
+        with self._inside() as shard:
+            return shard is not None
 
     def _spaces(self) -> Mapping[str, Space]:
         return self._known
@@ -71,18 +73,13 @@ class EdgeEngine(EdgeShard):
         if self._shard is None:
             self._create(spaces)
         else:
-            for name, space in spaces.items():
-                self._update(EdgeSpaces(self._edge).added(name, space))
-        self._known = {**self._known, **spaces}
+            words = EdgeSpaces(self._edge)
+            self._exchange([words.added(name, space) for name, space in spaces.items()], self.built)
 
     def _drop_space(self, name: str) -> None:
-        self._update(self._edge.UpdateOperation.delete_vector_name(name))
-        self._known = {known: space for known, space in self._known.items() if known != name}
-        if name in self.built.spaces:
-            left = {other: own for other, own in self.built.spaces.items() if other != name}
-            self.built = replace(self.built, spaces=left)
-            self.settings = {other: own for other, own in self.settings.items() if other != name}
-            self.built.save(self._path)
+        left = {other: own for other, own in self.built.spaces.items() if other != name}
+        delete = self._edge.UpdateOperation.delete_vector_name(name)
+        self._exchange([delete], replace(self.built, spaces=left))
 
     def _index_payload(self, path: str, kind: PayloadKind) -> None:
         schema = (
@@ -114,8 +111,8 @@ class EdgeEngine(EdgeShard):
             self._update(self._edge.UpdateOperation.delete_points(uuids[start : start + _IDS]))
 
     def _fetch(self, uuids: list[str], with_vectors: bool) -> Sequence[Record]:
-        with self._gate.inside():
-            records: Sequence[Record] = self._shard.retrieve(uuids, True, with_vectors)
+        with self._inside() as shard:
+            records: Sequence[Record] = shard.retrieve(uuids, True, with_vectors)
         return records
 
     def _ids(self, where: Where | None) -> Iterator[Record]:
@@ -125,8 +122,8 @@ class EdgeEngine(EdgeShard):
             request = self._edge.ScrollRequest(
                 offset=offset, limit=_IDS, filter=passing, with_payload=only_id
             )
-            with self._gate.inside():
-                records, offset = self._shard.scroll(request)
+            with self._inside() as shard:
+                records, offset = shard.scroll(request)
             yield from records
             if offset is None:
                 return
@@ -149,13 +146,13 @@ class EdgeEngine(EdgeShard):
             with_vector=False if sparse else [asked.name],
             params=params,
         )
-        with self._gate.inside():
-            found: Sequence[Scored] = self._shard.query(request)
+        with self._inside() as shard:
+            found: Sequence[Scored] = shard.query(request)
         return found
 
     def _count(self, where: Where | None) -> int:
-        with self._gate.inside():
-            return int(self._shard.count(self._edge.CountRequest(filter=to_filter(where, self._words))))
+        with self._inside() as shard:
+            return int(shard.count(self._edge.CountRequest(filter=to_filter(where, self._words))))
 
 
 def _cost(row: Row) -> int:

@@ -1,8 +1,8 @@
 """Where a shard lies, and how another one takes its place: a kill at any moment leaves one of them, whole.
 
 SHARD                  the shard
-SHARD.replaced         the old one, while the new one takes its place
-SHARD.optimizing-*/    where a new one is built
+SHARD.vlmkit-replaced  the old one, while the new one takes its place
+SHARD.vlmkit-new-*/    where a new one is built, or made from nothing
 
 A directory cannot be replaced by one rename. So the old one is moved aside, the new one, which is complete,
 is moved in, and the old one is removed. Whoever opens next sees which of the three was last: without a SHARD
@@ -23,13 +23,13 @@ def recover(shard: Path) -> None:
     if old.exists() and not shard.exists():
         old.rename(shard)
     shutil.rmtree(old, ignore_errors=True)
-    for work in shard.parent.glob(f"{_escaped(shard.name)}.optimizing-*"):
+    for work in shard.parent.glob(f"{_escaped(shard.name)}.vlmkit-new-*"):
         shutil.rmtree(work, ignore_errors=True)
 
 
 def work_folder(shard: Path) -> Path:
     """A new folder on the shard's own disk; its name is new each time, so that nobody else writes there."""
-    return Path(tempfile.mkdtemp(prefix=f"{shard.name}.optimizing-", dir=shard.parent))
+    return Path(tempfile.mkdtemp(prefix=f"{shard.name}.vlmkit-new-", dir=shard.parent))
 
 
 def move_in(new: Path, shard: Path) -> None:
@@ -72,7 +72,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _replaced(shard: Path) -> Path:
-    return shard.with_name(shard.name + ".replaced")
+    return shard.with_name(shard.name + ".vlmkit-replaced")
 
 
 def _escaped(name: str) -> str:

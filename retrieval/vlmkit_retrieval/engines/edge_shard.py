@@ -10,7 +10,7 @@ import ctypes
 import os
 import shutil
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class EdgeShard(QdrantPoints):
         self.built = Built()
         self.settings: Mapping[str, Setting] = {}
         self._gate = Gate()
-        self._held = False
+        self._held = ""
         _OPEN.add(self)
         try:
             edge_place.recover(self._path)
@@ -53,28 +53,36 @@ class EdgeShard(QdrantPoints):
             raise
 
     @contextmanager
-    def copied(self) -> Iterator[tuple[Path, Path]]:
+    def copied(self, what: str = "optimized") -> Iterator[tuple[Path, Path]]:
         """Inside, a copy of the shard in a folder of its own: the folder and the copy in it.
 
         Searches go on; writes are refused, so that the copy, or what is made of it, can take this shard's
         place by `replace_by` and nothing is lost. At the end the folder is removed.
 
+        Args:
+            what: Happens to the shard meanwhile, for the message of a refused write.
+
         Raises:
-            RetrievalError: There is such a copy already.
+            RetrievalError: There is such a copy already, or no room for one.
         """
         self._check_usable()
         self._check_made()
         with self._gate.alone():
             self._check_free_to_write()
-            self._held = True
+            self._held = what
         work = None
         try:
             self._shard.flush()
-            work = edge_place.work_folder(self._path)
-            copy_folder(self._path, work / "shard")
+            try:
+                work = edge_place.work_folder(self._path)
+                copy_folder(self._path, work / "shard")
+            except OSError as error:
+                raise RetrievalError(
+                    f"{self.location} cannot be copied ({error}); make room beside it"
+                ) from error
             yield work, work / "shard"
         finally:
-            self._held = False
+            self._held = ""
             if work is not None:
                 shutil.rmtree(work, ignore_errors=True)
 
@@ -99,6 +107,38 @@ class EdgeShard(QdrantPoints):
                 raise
         edge_place.remove_old(self._path)
 
+    def _exchange(self, operations: Sequence[Any], built: Built) -> None:
+        """Give the shard other spaces: on a copy, which takes its place.
+
+        The library changes each part of a shard, then its list of spaces. It does not open a shard again that
+        was left between the two by a kill.
+        """
+        with self.copied("given other spaces") as (_, copy):
+            try:
+                changed = self._edge.EdgeShard.load(str(copy))
+                for operation in operations:
+                    changed.update(operation)
+                changed.flush()
+                changed.close()
+            except Exception as error:  # the library raises plain Exception for everything
+                raise RetrievalError(f"{self.location} refused a change of its spaces: {error}") from error
+            if built != self.built:
+                built.save(copy)
+            if self.count():  # a new one, whose encoders come one by one, has nothing to lose yet
+                edge_place.sync_files(copy)
+            self.replace_by(copy)
+
+    @contextmanager
+    def _inside(self) -> Iterator[Any]:
+        """The shard, while nobody exchanges or closes it; None before the first space.
+
+        Raises:
+            RetrievalError: Another thread has closed it meanwhile.
+        """
+        with self._gate.inside():
+            self._check_usable()
+            yield self._shard
+
     def _load(self) -> None:
         if not self._path.exists() or (self._path.is_dir() and not any(self._path.iterdir())):
             return
@@ -116,38 +156,40 @@ class EdgeShard(QdrantPoints):
 
     def _create(self, spaces: Mapping[str, Space]) -> None:
         """Create beside and rename, so that a process killed here leaves no half-made shard."""
-        new = self._path.with_name(self._path.name + ".new")
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-        self._edge.EdgeShard.create(str(new), EdgeSpaces(self._edge).config(spaces)).close()
-        if self._path.exists():
-            self._path.rmdir()
-        new.rename(self._path)
+        work = edge_place.work_folder(self._path)
+        try:
+            (work / "shard").mkdir()
+            self._edge.EdgeShard.create(str(work / "shard"), EdgeSpaces(self._edge).config(spaces)).close()
+            if self._path.exists():
+                self._path.rmdir()
+            (work / "shard").rename(self._path)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
         self._load()
 
     def _update(self, operation: Any) -> None:
-        with self._gate.inside():
+        with self._inside() as shard:
             self._check_free_to_write()
             try:
-                self._shard.update(operation)
+                shard.update(operation)
             except Exception as error:  # the library raises plain Exception for everything
                 raise RetrievalError(f"{self.location} refused a write: {error}") from error
 
     def _check_free_to_write(self) -> None:
         if self._held:
             raise RetrievalError(
-                f"{self.location} is being optimized: until that is done it can be searched and not written; "
-                "repeat the write then"
+                f"{self.location} is being {self._held}: until that is done it can be searched and not "
+                "written; repeat the write then"
             )
 
     def _close(self) -> None:
         try:
             with self._gate.alone():
-                if self._shard is not None:
-                    self._shard.flush()
-                    self._shard.close()
+                closing, self._shard, self._closed = self._shard, None, True
+                if closing is not None:
+                    closing.flush()
+                    closing.close()
         finally:
-            self._shard = None
             self._lock.release()
 
 

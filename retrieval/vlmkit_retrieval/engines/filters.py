@@ -97,8 +97,9 @@ def _any(conditions: list[Any], words: Words) -> Any:
 
 def payload_path(key: str) -> str:
     """A payload key as libraries want it: its parts in quotes, so that brackets have no meaning."""
-    if '"' in key:
+    if '"' in key or "\\" in key:
         raise RetrievalUsageError(
-            f"filter: payload key {key!r} has a quotation mark, no engine can look it up"
+            f"filter: payload key {key!r} has a quotation mark or a backslash, by which not every engine can "
+            "look it up; rename it"
         )
     return ".".join(f'"{part}"' for part in key.split("."))

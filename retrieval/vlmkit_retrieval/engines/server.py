@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from vlmkit_retrieval.engines.checks import Row
-from vlmkit_retrieval.engines.client import ClientPoints, import_client
+from vlmkit_retrieval.engines.client import REQUEST_BYTES, ClientPoints, import_client
 from vlmkit_retrieval.engines.library import Asked
 from vlmkit_retrieval.engines.pieces import cut
 from vlmkit_retrieval.engines.server_url import ServerUrl
@@ -25,8 +25,6 @@ from vlmkit_retrieval.types import PayloadKind
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
-# Of a request. A server takes 32 MiB; smaller ones can be sent in parallel and cost less to repeat.
-REQUEST_BYTES = 5_000_000
 # Of one number at most: as JSON, and as gRPC sends it.
 _JSON_NUMBER, _GRPC_NUMBER = 24, 5
 _ROW = 256

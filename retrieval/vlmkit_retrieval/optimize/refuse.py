@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from vlmkit_retrieval.engines.edge import EdgeEngine
 from vlmkit_retrieval.engines.local import LocalEngine, MemoryEngine
@@ -51,12 +51,16 @@ def chosen_spaces(engine: EdgeEngine, asked: Sequence[str] | None) -> list[str]:
                 f"{engine.location}: {name!r} is no space of one vector an item (those: "
                 f"{', '.join(sorted(dense)) or 'none'})"
             )
-    items = {name: engine.count(HasVector(name)) for name in asked or dense}
-    small = [f"{name} has {count:,}" for name, count in items.items() if count < FEWEST]
-    large = [name for name, count in items.items() if count >= FEWEST]
+    large = large_spaces(engine, asked or dense)
+    small = [f"{name} has {engine.count(HasVector(name)):,}" for name in asked or dense if name not in large]
     if not large or (asked and small):
         raise RetrievalUsageError(
             f"{engine.location}: too few items with a vector ({'; '.join(small) or 'none'}): below "
             f"{FEWEST:,} an exact search takes a fraction of a millisecond; leave it as it is"
         )
     return large
+
+
+def large_spaces(engine: EdgeEngine, names: Iterable[str]) -> list[str]:
+    """Those spaces that have enough items for anything to be gained."""
+    return [name for name in names if engine.count(HasVector(name)) >= FEWEST]

@@ -21,7 +21,7 @@ from vlmkit_retrieval.errors import RetrievalError, RetrievalUsageError
 from vlmkit_retrieval.eval.searching import disk_bytes
 from vlmkit_retrieval.optimize.modes import Mode
 from vlmkit_retrieval.optimize.process import run_job
-from vlmkit_retrieval.optimize.refuse import check_engine, chosen_spaces
+from vlmkit_retrieval.optimize.refuse import check_engine, chosen_spaces, large_spaces
 from vlmkit_retrieval.optimize.report import OptimizeReport, SpaceReport, Trial, choose
 from vlmkit_retrieval.types import Engine
 
@@ -67,7 +67,8 @@ def optimize(
 ) -> OptimizeReport:
     """Build, measure, and swap in what finds enough.
 
-    What other spaces had stays, and is built and measured again with these.
+    What other spaces had stays, and is built and measured again with these; a space that has become too small
+    to gain anything is searched exactly again.
 
     Args:
         engine: An open embedded engine; an index's is `index.engine`.
@@ -87,8 +88,9 @@ def optimize(
     """
     demands = demands or Demands()
     opened = check_engine(engine)
-    kept = {name: Mode.parse(own.mode) for name, own in opened.built.spaces.items()}
-    modes = {**kept, **dict.fromkeys(chosen_spaces(opened, spaces), mode)}
+    chosen, built = chosen_spaces(opened, spaces), opened.built.spaces
+    kept = {name: Mode.parse(built[name].mode) for name in large_spaces(opened, built)}
+    modes = {**kept, **dict.fromkeys(chosen, mode)}
     _check_disk(opened)
     progress("copying the index")
     with opened.copied() as (work, shard):

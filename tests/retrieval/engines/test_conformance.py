@@ -253,3 +253,10 @@ def test_an_engine_without_spaces_is_empty(library):
         library.index_payload("n", "integer")
     with pytest.raises(RetrievalUsageError, match="has no space yet"):
         library.upsert([Point("x", {})])
+
+
+def test_an_id_that_utf8_cannot_hold_is_refused(engine):
+    engine.ensure({"a": Dense(4)})
+    for use in (engine.retrieve, engine.delete, lambda ids: engine.upsert([Point(ids[0], {})])):
+        with pytest.raises(RetrievalError, match="no text that UTF-8 can hold"):
+            use(["caf\udce9"])

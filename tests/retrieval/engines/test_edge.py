@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 
 import numpy as np
 import pytest
 
 from vlmkit_retrieval.engines import open_engine
 from vlmkit_retrieval.errors import IndexLockedError, RetrievalError, RetrievalUsageError
-from vlmkit_retrieval.types import Dense, Point
+from vlmkit_retrieval.types import Dense, Point, Sparse, Terms
 
 
 @pytest.fixture
@@ -108,7 +110,8 @@ WRITE = """
 import sys
 import numpy as np
 from vlmkit_retrieval.engines import open_engine
-from vlmkit_retrieval.types import Dense, Point
+from vlmkit_retrieval.types import Dense, Point, Sparse, Terms
+from vlmkit_retrieval.where import HasVector
 engine = open_engine(sys.argv[1])
 engine.ensure({"a": Dense(4)})
 for batch in range(int(sys.argv[2]), 10**6):
@@ -135,7 +138,8 @@ FORK = """
 import os, sys
 import numpy as np
 from vlmkit_retrieval.engines import open_engine
-from vlmkit_retrieval.types import Dense, Point
+from vlmkit_retrieval.types import Dense, Point, Sparse, Terms
+from vlmkit_retrieval.where import HasVector
 
 def points(start):
     return [Point(str(n), {"a": np.ones(4, np.float32)}) for n in range(start, start + 500)]
@@ -206,3 +210,74 @@ def test_a_damaged_configuration_is_one_clear_line(shard):
     (shard / "edge_config.json").write_text('{"vectors": {"a": {}}}')
     with pytest.raises(RetrievalError, match=r"edge_config\.json is damaged"):
         open_engine(shard)
+
+
+CHANGE_SPACES = """
+import sys
+from vlmkit_retrieval.engines import open_engine
+from vlmkit_retrieval.types import Dense, Sparse
+engine = open_engine(sys.argv[1])
+print("open", flush=True)
+while True:
+    engine.ensure({"b": Dense(2), "s": Sparse()})
+    engine.drop_space("b")
+    engine.drop_space("s")
+"""
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.13, 0.21, 0.34, 0.47, 0.6])
+def test_a_kill_while_spaces_come_and_go_leaves_an_engine_that_opens(shard, python, random_points, delay):
+    """The library alone does not open a shard again that was killed there."""
+    with open_engine(shard) as engine:
+        engine.ensure({"a": Dense(4)})
+        engine.upsert(random_points(20))
+    changing = python(CHANGE_SPACES, shard)
+    assert changing.stdout.readline() == "open\n"
+    time.sleep(delay)
+    changing.kill()
+    changing.wait()
+    with open_engine(shard) as engine:
+        engine.ensure({"b": Dense(2), "s": Sparse()})
+        assert set(engine.spaces()) == {"a", "b", "s"}
+        engine.update_vectors({"id/1": {"b": unit(1, 0), "s": Terms([1], [1.0])}})
+        assert (len(engine.search("a", unit(1, 0, 0, 0), 99)), len(engine.search("b", unit(1, 0), 9))) == (
+            20,
+            1,
+        )
+
+
+def test_a_thread_learns_that_another_one_has_closed_the_engine(shard, random_points):
+    """Not that there is nothing, and no error of Python's."""
+    errors = []
+
+    def look():
+        try:
+            while True:
+                assert (engine.count(), len(engine.ids()), len(engine.retrieve(["id/1"]))) == (500, 500, 1)
+        except BaseException as error:
+            errors.append(error)
+
+    engine = open_engine(shard)
+    engine.ensure({"a": Dense(4)})
+    engine.upsert(random_points(500))
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        with engine.copied() as (_, copy):
+            engine.replace_by(copy)
+    engine.close()
+    for thread in threads:
+        thread.join(30)
+    assert [type(error) for error in errors] == [RetrievalError] * 4, errors
+    assert all("is closed; open it again" in str(error) for error in errors)
+
+
+def test_folders_beside_it_that_only_sound_like_it_stay(shard):
+    for suffix in (".new", ".replaced", ".optimizing-1"):
+        folder = shard.with_name(shard.name + suffix)
+        folder.mkdir()
+        (folder / "holiday.txt").write_text("sun")
+    with open_engine(shard) as engine:
+        engine.ensure({"a": Dense(4)})
+    assert len(list(shard.parent.glob("shard.*/holiday.txt"))) == 3

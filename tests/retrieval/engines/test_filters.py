@@ -93,9 +93,14 @@ def test_numbers_beyond_64_bits_match_nothing(library):
     assert library.ids(Match("n", (-(2**63),))) == ["y"]
 
 
-@pytest.mark.parametrize("key", ['a"b', 'deep."quoted"'])
+@pytest.mark.parametrize("key", ['a"b', 'deep."quoted"', "a\\b", "end\\"])
 def test_a_key_that_cannot_be_looked_up_is_refused(engine, key):
     engine.ensure(SPACES)
     for use in (lambda: engine.ids(Match(key, (1,))), lambda: engine.index_payload(key, "keyword")):
         with pytest.raises(RetrievalUsageError, match="has a quotation mark"):
             use()
+
+
+def test_a_bound_that_no_float_can_hold_is_refused():
+    with pytest.raises(RetrievalUsageError, match="a bound has more than 308 digits"):
+        parse_where({"n": {"$gte": 10**400}})

@@ -63,6 +63,8 @@ class Handler(BaseHTTPRequestHandler):
             "points": DONE,
             "index": DONE,
             "query": {"points": []},
+            "delete": DONE,
+            "batch": [DONE],
         }
         answer = {"result": results[path.rsplit("/", 1)[1]], "status": "ok", "time": 0.0}
         data = json.dumps(answer if status == 200 else {"status": {"error": "too busy"}}).encode()
@@ -134,6 +136,20 @@ def test_points_are_sent_in_requests_of_5_mb_in_parallel(server):
     sent = [point for request in requests for point in request["points"]]
     assert sorted(point["payload"]["_vlmkit_id"] for point in sent) == sorted(point.id for point in points)
     assert 1 < server.most_at_once <= 4
+
+
+def test_what_is_deleted_and_payloads_are_sent_in_requests_a_server_takes(server):
+    """It takes 32 MiB; all pages of a folder of books, or their ids, are more."""
+    with open_engine(server.url) as engine:
+        engine.ensure({"a": Dense(4)})
+        engine.delete([str(n) for n in range(10_000)])
+        engine._put_payloads({str(n): {"text": "ä" * 200_000} for n in range(12)})
+    assert [len(body["points"]) for body in server.bodies("POST", "/delete")] == [4096, 4096, 1808]
+    batches = [
+        length for method, path, _, length in server.asked if path.partition("?")[0].endswith("/batch")
+    ]
+    assert len(batches) == 3
+    assert max(batches) <= REQUEST_BYTES
 
 
 def test_a_point_larger_than_a_request_may_be_is_sent_alone(server):

@@ -123,6 +123,16 @@ def test_a_second_space_leaves_the_first_one_as_it_was(optimized):
     assert optimized.built.spaces.keys() == optimized.settings.keys() == {"v"}
 
 
+def test_a_space_that_was_optimized_and_is_empty_now_is_no_obstacle(optimized):
+    optimized.ensure({"other": Dense(2)})
+    optimized.delete(optimized.ids())
+    points = [Point(str(n), {"other": np.array([1.0, n], np.float32)}) for n in range(1000)]
+    optimized.upsert(points)
+    report = optimize(optimized, Mode(False, "int8"), ["other"], Demands(0.1, queries=20))
+    assert report.swapped
+    assert list(optimized.built.spaces) == list(optimized.settings) == ["other"]
+
+
 def test_queries_are_stored_vectors_and_ones_near_them(engine):
     asked = Questions.draw(engine, "v", 40)
     stored = engine.retrieve(asked.ids, with_vectors=True)
