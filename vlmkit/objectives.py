@@ -75,13 +75,13 @@ class ContrastiveHead(nn.Module):
 
     Args:
         scale: Initial factor of the cosine similarities.
-        max_scale: It is learned, and never larger than this.
+        max_scale: It is learned, and never larger than this; if it begins there, it is not learned.
     """
 
     def __init__(self, scale: float = 20.0, max_scale: float = 100.0) -> None:
         super().__init__()
         # One number in a row: FSDP cuts tensors along a dimension, and would refuse one without any.
-        self.log_scale = nn.Parameter(torch.tensor([math.log(scale)]))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(scale)]), requires_grad=scale < max_scale)
         self.max_scale = max_scale
 
     def forward(self, pooled_BE: Tensor, text_UE: Tensor, positive_BU: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
+from PIL import ImageColor
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -30,6 +31,7 @@ from vlmkit.recipe_files import find_recipe
 PartName = Literal["encoder", "connector", "llm"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Scale = Annotated[float, Field(gt=0, le=1000)]
 BlockCheck = Callable[[Mapping[str, Any]], Sequence[str]]
 
 
@@ -150,11 +152,40 @@ class Part(Frozen):
     lora: Lora | None = None
 
 
+class Augment(Frozen):
+    """Random changes of the images of a stage, others in each epoch; all images of a sample change alike.
+
+    Attributes:
+        shift: Moved by at most this share of width and of height.
+        zoom: Larger or smaller by a factor of at most 1 + zoom.
+        turn: Turned by at most so many degrees.
+        colour: Each channel's distance to `fill` times a factor of its own, at most this far from 1.
+        fill: Colour that comes in at the edges: a name, or `#rrggbb`.
+    """
+
+    shift: float = Field(0.0, ge=0, le=1)
+    zoom: float = Field(0.0, ge=0)
+    turn: float = Field(0.0, ge=0, le=180)
+    colour: float = Field(0.0, ge=0, le=1)
+    fill: str = "gray"
+
+    @field_validator("fill")
+    @classmethod
+    def _is_colour(cls, fill: str) -> str:
+        try:
+            ImageColor.getrgb(fill)
+        except ValueError:
+            raise ValueError(f"a colour is needed, e.g. white or #808080; found {fill!r}") from None
+        return fill
+
+
 class Stage(Frozen):
     """One stage of training.
 
     Attributes:
         objective: A name, or weights above 0 by name.
+        logit_scale: Factor of the cosines of `contrastive`: where it begins, and the most that it may learn
+            to be; equal numbers keep it.
         data: Where samples come from.
         train: Parts that train; every other is frozen.
         batch_size: Samples a step, over all processes and accumulation.
@@ -171,6 +202,7 @@ class Stage(Frozen):
         prompt: Prompt format of this stage; the model's by default.
         eos_weight: Loss weight of the end token of an answer.
         hflip: Probability that an image is mirrored.
+        augment: Further random changes of images.
         max_length: Longest row in tokens; a longer one is an error.
         gradient_checkpointing: Compute activations twice instead of keeping them, in the language model and
             in encoders that train.
@@ -186,6 +218,7 @@ class Stage(Frozen):
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     objective: str | dict[str, float] = "next_token"
+    logit_scale: tuple[Scale, Scale] = (20.0, 100.0)
     data: Block
     train: dict[PartName, Part] = Field(min_length=1)
     batch_size: int = Field(32, ge=1)
@@ -202,6 +235,7 @@ class Stage(Frozen):
     prompt: str | None = None
     eos_weight: float = Field(1.0, ge=0)
     hflip: float = Field(0.0, ge=0, le=1)
+    augment: Augment | None = None
     max_length: int | None = Field(None, ge=1)
     gradient_checkpointing: bool = False
     on_bad_sample: Literal["error", "skip"] = "error"
@@ -224,6 +258,13 @@ class Stage(Frozen):
                 f"{{next_token: 1, contrastive: 0.2}}; found {found!r}"
             )
         return objective
+
+    @field_validator("logit_scale")
+    @classmethod
+    def _ascending(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if scale[0] > scale[1]:
+            raise ValueError(f"begins above the most that it may be; found {list(scale)}")
+        return scale
 
     @model_validator(mode="after")
     def _one_length(self) -> Stage:
@@ -372,7 +413,7 @@ def messages(error: ValidationError, whole: type[BaseModel] | None = None) -> li
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "model": Model, "image_tokens": ImageTokens, "splice": SpliceOptions, "stages": Stage,
-    "evaluate": Evaluate, "train": Part, "lora": Lora,
+    "evaluate": Evaluate, "train": Part, "lora": Lora, "augment": Augment,
 }  # fmt: skip
 
 

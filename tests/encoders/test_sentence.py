@@ -150,6 +150,15 @@ def test_without_a_description_it_is_the_mean(tiny):
     assert difference(encoder.embed_text(TEXTS), reference(tiny).encode(TEXTS)) <= 1e-5
 
 
+def test_a_text_that_is_cut_is_said_once(tiny, caplog):
+    encoder = TextEncoder(str(tiny))
+    for _ in range(3):
+        encoder.embed_text(["finance " * 40])
+    assert [record.message for record in caplog.records].count(
+        "a text has over 32 tokens and was cut; not said again of others"
+    ) == 1
+
+
 def test_everything_that_changes_vectors_changes_the_fingerprint(described, tiny, tmp_path):
     pooling = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True}
     plain = TextEncoder(str(tiny)).fingerprint

@@ -247,3 +247,12 @@ class TestRuns:
         assert re.match(r"stage first: features are not shared: .* needed, --share-limit is 1e-06 GB", note)
         assert not (tmp_path / "share/features").exists()
         assert len(read_metrics(run / "metrics.jsonl")) == 3
+
+    def test_pictures_that_are_others_each_epoch_are_not_stored(self, make_recipe, train, stages, tmp_path):
+        plain, _ = train(make_recipe("plain", [stages[2]]))
+        recipe = make_recipe("run", [{**stages[2], "augment": {"colour": 0.5}}])
+        run, (note,) = train(recipe, tmp_path / "share")
+        assert note == "stage first: features are not shared: augment makes other pictures each epoch"
+        assert not (tmp_path / "share/features").exists()
+        losses = [[row["loss"] for row in read_metrics(path / "metrics.jsonl")] for path in (plain, run)]
+        assert losses[0] != losses[1]

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from vlmkit.errors import UsageError
 from vlmkit.objectives import ContrastiveHead, caption_targets, objective_weights, token_loss
+from vlmkit.recipe import load_recipe
 
 
 class TestTokenLoss:
@@ -77,7 +79,25 @@ class TestContrastive:
             capped, _ = head(images, texts.flip(0), torch.eye(2, dtype=torch.bool))
         assert float(capped) == pytest.approx(60.0, abs=1e-3)
 
+    def test_a_scale_that_begins_at_its_ceiling_is_kept(self):
+        head = ContrastiveHead(20.0, 20.0)
+        assert [p for p in head.parameters() if p.requires_grad] == []
+        loss, _ = head(torch.eye(2), torch.eye(2).flip(0), torch.eye(2, dtype=torch.bool))
+        assert float(loss) == pytest.approx(2 * (20 + math.log1p(math.exp(-20))), abs=1e-4)
+
 
 def test_an_objective_is_a_name_or_weights_by_name():
     assert objective_weights("contrastive") == {"contrastive": 1.0}
     assert objective_weights({"next_token": 1, "contrastive": 0.2}) == {"next_token": 1, "contrastive": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("stated", "says"),
+    [
+        ("[30, 20]", r"logit_scale: begins above the most that it may be; found \[30.0, 20.0\]"),
+        ("[0, 20]", "logit_scale.0: .* greater than 0"),
+    ],
+)
+def test_an_impossible_scale_is_refused(stated, says):
+    with pytest.raises(UsageError, match=says):
+        load_recipe("quickstart", [f"stages.contrastive.logit_scale={stated}"])

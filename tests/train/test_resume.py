@@ -44,10 +44,10 @@ RECIPE = {
         {
             "name": "contrastive", "objective": "contrastive", "data": {"type": "easy_vqa", "limit": 40},
             "train": {"encoder": {"lr": 1e-3}}, "steps": STEPS, "batch_size": 8, "hflip": 0.5,
-            "checkpoint_every": 2,
+            "augment": {"shift": 0.2, "colour": 0.2}, "checkpoint_every": 2,
         },
         {
-            "name": "vqa", "objective": {"next_token": 1.0, "contrastive": 0.2},
+            "name": "vqa", "objective": {"next_token": 1.0, "contrastive": 0.2}, "logit_scale": [5, 5],
             "data": {"type": "easy_vqa", "limit": 40}, "steps": STEPS, "batch_size": 8,
             "micro_batch_size": 4, "pack": "prefix", "hflip": 0.5, "checkpoint_every": 2,
             "train": {

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """`--encoder` and `--weight`."""
+    """`--encoder`, `--weight`, and `--fuse`."""
     parser.add_argument(
         "--encoder",
         action="append",
@@ -26,6 +26,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="SPACE=N",
         help="how much a list counts (1), e.g. bm25=2 or clip:text=0; may be repeated",
+    )
+    parser.add_argument(
+        "--fuse",
+        default="ranks",
+        choices=["ranks", "scores"],
+        help="what of several lists counts: ranks in them, or scores brought to 0 to 1 (ranks)",
     )
 
 
@@ -47,7 +53,8 @@ def options(args: argparse.Namespace) -> SearchOptions:
     """
     from vlmkit_retrieval.search import SearchOptions
 
-    return SearchOptions(weights(args.weight), getattr(args, "compose", "balanced"))
+    compose = getattr(args, "compose", "balanced")  # `rag` has questions of text alone
+    return SearchOptions(weights(args.weight), compose, fuse=args.fuse)
 
 
 def weights(stated: Sequence[str]) -> dict[str, float]:

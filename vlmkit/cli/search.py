@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,16 +53,14 @@ def run(args: argparse.Namespace) -> int:
     from vlmkit.data.sample import open_image
     from vlmkit.errors import UsageError
     from vlmkit_retrieval import Index
-    from vlmkit_retrieval.search import SearchOptions
 
     query = args.query if (args.query or "").strip() else None
     if query is None and args.image is None:
         raise UsageError("give a QUERY text, --image FILE, or both")
     if args.html and not Path(args.html).absolute().parent.is_dir():
         raise UsageError(f"the folder of {args.html} does not exist; make it, or give another file")
-    options = SearchOptions(
-        asking.weights(args.weight),
-        args.compose,
+    options = replace(
+        asking.options(args),
         mmr=args.mmr,
         collapse=args.collapse,
         near=args.near,

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vlmkit.budget import Fit, SizedImage, unlimited
+from vlmkit.data.augment import Augmenter
 from vlmkit.data.batch import (
     Batch,
     RowImages,
@@ -108,6 +109,7 @@ class Collator:
         hflip: Probability that all images of a sample are mirrored.
         seed: Of the mirroring.
         fit: Keeps the token budget of a sample's images.
+        augment: Changes images further; None for none.
     """
 
     specs: Sequence[VisionSpec]
@@ -115,6 +117,7 @@ class Collator:
     hflip: float = 0.0
     seed: int = 0
     fit: Fit = unlimited
+    augment: Augmenter | None = None
 
     def __call__(self, items: Sequence[tuple[Sample, int]]) -> Batch:
         """Collate.
@@ -165,7 +168,8 @@ class Collator:
         images = sample.open_images()
         # A hash of names rather than a random state: no order of samples or number of workers changes it.
         draw = zlib.crc32(f"{self.seed}/{epoch}/{sample.id}".encode()) / 2**32
-        return [ImageOps.mirror(image) for image in images] if draw < self.hflip else images
+        images = [ImageOps.mirror(image) for image in images] if draw < self.hflip else images
+        return images if self.augment is None else self.augment(images, sample.id, epoch)
 
 
 def fitted(sample_id: str, sizes: Sequence[Size], fit: Fit) -> list[SizedImage]:

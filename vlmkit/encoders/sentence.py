@@ -56,6 +56,7 @@ class TextEncoder:
         limits = [self._rule.limit or self._tokenizer.model_max_length]
         self._limit = int(min([*limits, getattr(config, "max_position_embeddings", None) or 10**9]))
         self._config = config
+        self._said = False
 
     def to(self, device: str | torch.device) -> Self:
         """Move what computes to a device."""
@@ -82,7 +83,7 @@ class TextEncoder:
     def embed_text(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit-length vectors of shape (N, E) of what is searched: captions, passages.
 
-        A text with more tokens than the model takes is cut, with a warning.
+        A text with more tokens than the model takes is cut; the first one with a warning.
         """
         return self._embed([self._rule.document + text for text in texts])
 
@@ -101,8 +102,10 @@ class TextEncoder:
         given = [text.lower() for text in texts] if self._rule.lower else texts
         # Not every tokenizer reports what it cut off.
         cut = sum(len(ids) > self._limit for ids in self._tokenizer(given, verbose=False)["input_ids"])
-        if cut:
-            logger.warning("%d of %d texts have over %d tokens and were cut", cut, len(texts), self._limit)
+        if cut and not self._said:
+            # An index embeds texts one by one: pages of a book would say it hundreds of times.
+            self._said = True
+            logger.warning("a text has over %d tokens and was cut; not said again of others", self._limit)
         tokens = self._tokenizer(
             given, padding=True, truncation=True, max_length=self._limit, return_tensors="pt"
         ).to(next(self._model.parameters()).device)

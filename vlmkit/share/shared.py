@@ -94,6 +94,9 @@ class Shared:
         """
         if "encoder" in stage.train or "contrastive" in objective_weights(stage.objective):
             return None
+        if stage.augment is not None:
+            self.tell(f"stage {stage.name}: features are not shared: augment makes other pictures each epoch")
+            return None
         encoders = [encoder for encoder in model.encoders if isinstance(encoder, VisionEncoder)]
         machine = keys.machine(model.device, self.accelerator.mixed_precision)
         files = []

@@ -43,7 +43,7 @@ class StageModule(nn.Module):
         self.encode = encode or model.encode_images
         self.weights = objective_weights(stage.objective)
         self.head = SupervisedHead(model.get_output_embeddings())
-        self.contrastive = ContrastiveHead() if "contrastive" in self.weights else None
+        self.contrastive = ContrastiveHead(*stage.logit_scale) if "contrastive" in self.weights else None
 
     def forward(self, batch: Batch, by_row: bool = False) -> dict[str, tuple[Tensor, Tensor]]:
         """Each objective's (sum of losses, weight) on a batch that is on the model's device.
@@ -160,7 +160,7 @@ class StageModule(nn.Module):
                 if wanted is not None and params:
                     decay = wanted.weight_decay if decays else 0.0
                     groups.append({"params": params, "lr": wanted.lr, "weight_decay": decay, "name": part})
-        if self.contrastive is not None:
+        if self.contrastive is not None and self.contrastive.log_scale.requires_grad:
             lr = stage.train["encoder"].lr * LOGIT_SCALE_LR if "encoder" in stage.train else 1e-3
             scale = {
                 "params": list(self.contrastive.parameters()),

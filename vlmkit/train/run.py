@@ -15,6 +15,7 @@ from accelerate import Accelerator
 import vlmkit
 from vlmkit import checkpoint, durable
 from vlmkit.assemble import assemble, build_data, check_fit, text_rules
+from vlmkit.data.augment import Augmenter
 from vlmkit.data.collate import Collator
 from vlmkit.data.sample import Sample, readable
 from vlmkit.errors import UsageError
@@ -214,7 +215,9 @@ def _stage_data(recipe: Recipe, stage: Stage, model: VLM, shared: Shared | None 
     if shared is not None and wants_text:
         text = replace(text, known=shared.rows(text, prompt))
     rules = text if wants_text else None
-    collate = Collator(processor.specs, rules, stage.hflip, recipe.seed, processor.fit)
+    stated = stage.augment
+    changes = None if stated is None else Augmenter(**stated.model_dump(), seed=recipe.seed)
+    collate = Collator(processor.specs, rules, stage.hflip, recipe.seed, processor.fit, changes)
     return StageData(samples, collate, recipe.seed)
 
 

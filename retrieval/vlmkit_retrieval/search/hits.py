@@ -32,7 +32,8 @@ class Share:
 
     def __str__(self) -> str:
         if self.imputed:
-            where = f"as if at {self.rank:.1f}" if self.rank is not None else "adds nothing"
+            concluded = "concluded from the other lists" if self.share else "adds nothing"
+            where = f"as if at {self.rank:.1f}" if self.rank is not None else concluded
             return f"{self.list}: no vector there, {where}, +{self.share:.4f}"
         if self.score is None:
             return f"{self.list}: not found, +{self.share:.4f}"
@@ -83,8 +84,8 @@ class SearchHit(Hit):
     """A found item with its reasons.
 
     `score` is the list's own (a cosine, a sum of products) where one list was asked. Of several it is the sum
-    of `weight / (60 + rank)` over the lists: it orders the hits of one query, and means nothing beside the
-    scores of another query.
+    of `weight / (60 + rank)` over the lists, or of their scores brought to 0 to 1: it orders the hits of one
+    query, and means nothing beside the scores of another query.
 
     Attributes:
         explanation: Rank, score and share of each list.

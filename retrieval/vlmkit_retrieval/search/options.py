@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from vlmkit_retrieval.errors import RetrievalUsageError
+from vlmkit_retrieval.search.fusion import FuseBy
 
 Compose = Literal["balanced", "lists", "mean", "slerp"]
 
@@ -22,6 +23,8 @@ class SearchOptions:
             which both parts decide as much (`balanced`), on the straight line (`mean`), on the arc (`slerp`);
             or a list each (`lists`), which finds what is near to one of them.
         blend: The text's part of that vector, from 0 to 1.
+        fuse: What of several lists counts: the ranks in them (reciprocal rank fusion), or the scores,
+            those of each list brought to 0 to 1; by scores a small weight decides among near equals alone.
         impute: Conclude the rank of an item in lists whose space it has no vector in (see `fuse`).
         mmr: Part of relevance, from 0 to 1, against that of being unlike the hits above; None for no MMR.
         collapse: Show items of the same content once.
@@ -36,6 +39,7 @@ class SearchOptions:
     weights: Mapping[str, float] = field(default_factory=dict)
     compose: Compose = "balanced"
     blend: float = 0.5
+    fuse: FuseBy = "ranks"
     impute: bool = True
     mmr: float | None = None
     collapse: bool = False
@@ -50,6 +54,8 @@ class SearchOptions:
         if self.compose not in get_args(Compose):
             possible = ", ".join(get_args(Compose))
             raise RetrievalUsageError(f"compose is {self.compose!r}; possible: {possible}")
+        if self.fuse not in get_args(FuseBy):
+            raise RetrievalUsageError(f"fuse is {self.fuse!r}; possible: {', '.join(get_args(FuseBy))}")
         for name, part in (("blend", self.blend), ("mmr", self.mmr)):
             if part is not None and not 0 <= part <= 1:
                 raise RetrievalUsageError(f"{name} is {part}; it lies between 0 and 1")

@@ -132,7 +132,7 @@ class Searcher:
         ]
         return [
             SearchHit(item.id, item.score, hits[item.id].payload, Explanation(item.shares, fused=True))
-            for item in fuse(lists, impute=options.impute)
+            for item in fuse(lists, impute=options.impute, by=options.fuse)
         ]
 
     def _lacking(self, space: str, own: Sequence[Hit], hits: Mapping[str, Hit]) -> frozenset[str]:

@@ -33,6 +33,22 @@ def test_by_hand():
     assert fused[2].shares[1].rank is None
 
 
+def test_by_scores_by_hand():
+    """How far the first one leads counts: by ranks the light list would have moved it."""
+    sure = RankedList("sure", [Hit("x", 30.0, {}), Hit("y", 12.0, {}), Hit("z", 10.0, {})])
+    light = RankedList("light", [Hit("z", 0.9, {}), Hit("y", 0.8, {}), Hit("w", 0.1, {})], weight=0.5)
+    fused = fuse([sure, light], by="scores")
+    wanted = {"x": 1.0, "y": 2 / 20 + 0.5 * 0.7 / 0.8, "z": 0.5, "w": 0.0}
+    assert {item.id: item.score for item in fused} == pytest.approx(wanted, abs=1e-12)
+    assert [item.id for item in fused] == ["x", "y", "z", "w"]
+    assert fuse([sure, light])[0].id == "y"
+
+
+def test_a_list_of_equal_scores_gives_each_its_weight():
+    equal = RankedList("a", [Hit("x", 0.5, {}), Hit("y", 0.5, {})], weight=2.0)
+    assert score_of([equal], by="scores") == {"x": 2.0, "y": 2.0}
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_order_of_lists_changes_nothing(seed):
     lists = [listed(name, ids, w) for name, ids, w in zip("abc", shuffled(seed), (1, 2, 0.5), strict=True)]
@@ -76,6 +92,16 @@ def test_shares_sum_to_the_score(seed, impute):
                 assert share.share == pytest.approx(share.weight / (K + share.rank), abs=1e-12)
             else:
                 assert share.share == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shares_of_scores_sum_to_the_score_and_concluded_ones_have_no_rank(seed):
+    items = fuse(world(seed).lists(0), by="scores")
+    assert any(share.imputed and share.share for item in items for share in item.shares)
+    for item in items:
+        assert sum(share.share for share in item.shares) == pytest.approx(item.score, abs=1e-12)
+        for share in item.shares:
+            assert share.share >= -1e-12 and not (share.imputed and share.rank)
 
 
 def test_without_an_item_that_lacks_a_space_it_is_the_plain_sum():
