@@ -49,8 +49,8 @@ def answer_question(
         options: Of the search: weights, near-duplicates, diversity.
 
     Raises:
-        RetrievalError: An empty index, no image that is found, an encoder that cannot be used, or an image that is gone or has
-            changed since the last sync: the evidence would not be what was found.
+        RetrievalError: An empty index, no image that is found, an encoder that cannot be used, or an image
+            that is gone or has changed since the last sync: the evidence would not be what was found.
     """
     hits = index.search(text=question, embedder=embedder, k=k, where=_IMAGES, options=options)
     if not hits:

@@ -149,3 +149,30 @@ def test_every_encoder_that_takes_the_query_is_asked(
     assert "colour:image" in by_image and "grey:image" in by_image
     named = found(capsys, filled, "--image", photos / "red.png", "--encoder", other, "--explain")
     assert "grey:image" in named and "colour" not in named
+
+
+def test_two_encoders_of_one_family_are_named_apart(filled, photos, tmp_path, capsys, monkeypatch, colours):
+    other = tmp_path / "lr=1"  # a folder may hold what separates a name
+    other.mkdir()
+    second = type(colours)(fingerprint="mean-rgb-2")
+    monkeypatch.setattr("vlmkit.embedders.load_encoder", {str(photos): colours, str(other): second}.get)
+
+    def sync(*words):
+        code = main(["index", "sync", str(filled), str(photos), *words])
+        return code, capsys.readouterr()
+
+    capsys.readouterr()
+    code, (_, err) = sync("--encoder", str(other))
+    assert code == 1 and "encoder 'colour' is" in err and "--encoder NAME=RUN" in err
+    assert sync("--encoder", f"new={other}")[0] == 0
+    code, (out, _) = sync("--json")
+    assert code == 0 and json.loads(out)["embedded_by"] == {}
+    by_text = found(capsys, filled, "red", "--explain", "--weight", "new=2")
+    assert "colour:text" in by_text and "new:text" in by_text
+    for words, says in (
+        (["--encoder", "new="], "new= names no encoder; give NAME=RUN"),
+        (["--encoder", f"a={photos}", "--encoder", f"a={other}"], "a=... is given twice"),
+        (["--encoder", f"newer={other}"], "this very encoder, under the name 'new'"),
+    ):
+        code, (_, err) = sync(*words)
+        assert code == 2 and says in err and len(err.splitlines()) == 1

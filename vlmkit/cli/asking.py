@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vlmkit.errors import UsageError
@@ -53,8 +54,8 @@ def options(args: argparse.Namespace) -> SearchOptions:
     """
     from vlmkit_retrieval.search import SearchOptions
 
-    compose = getattr(args, "compose", "balanced")  # `rag` has questions of text alone
-    return SearchOptions(weights(args.weight), compose, fuse=args.fuse)
+    found = SearchOptions(weights(args.weight), fuse=args.fuse)
+    return replace(found, compose=args.compose) if "compose" in args else found
 
 
 def weights(stated: Sequence[str]) -> dict[str, float]:
