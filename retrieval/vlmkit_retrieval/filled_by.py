@@ -46,8 +46,8 @@ class FilledBy:
         known = self._name_of(encoder, fingerprint, name)
         if name is not None and known not in (None, name):
             raise RetrievalUsageError(
-                f"index {self.path} has this very encoder, under the name {known!r}; use that name, or forget "
-                f"it: vlmkit index forget-encoder {self.path} {known}"
+                f"index {self.path} has this very encoder, under the name {known!r}; use that name, or "
+                f"forget it: vlmkit index forget-encoder {self.path} {known}"
             )
         name = known or name or encoder.name
         stored = self.manifest.encoders.get(name)
@@ -127,8 +127,8 @@ class FilledBy:
             return
         raise RetrievalError(
             f"index {self.path}: encoder {name!r} is {_describe(stored)}, given is one with fingerprint "
-            f"{fingerprint[:12]}; use the stored one, or give this one a name of its own (--encoder NAME=RUN, "
-            f"in Python name=), or forget the stored one: vlmkit index forget-encoder {self.path} {name}"
+            f"{fingerprint[:12]}; use the stored one, or give this one a name of its own (--encoder NAME=RUN; "
+            f"name= in Python), or forget the stored one: vlmkit index forget-encoder {self.path} {name}"
         )
 
     def _check_spaces(self, name: str, entry: EncoderEntry) -> None:
