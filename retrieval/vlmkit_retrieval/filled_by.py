@@ -127,8 +127,9 @@ class FilledBy:
             return
         raise RetrievalError(
             f"index {self.path}: encoder {name!r} is {_describe(stored)}, given is one with fingerprint "
-            f"{fingerprint[:12]}; use the stored one, or give this one a name of its own (--encoder NAME=RUN; "
-            f"name= in Python), or forget the stored one: vlmkit index forget-encoder {self.path} {name}"
+            f"{fingerprint[:12]}; use the stored one, or give this one a name of its own (--encoder "
+            "NAME=RUN; in Python name=), or forget the stored one: "
+            f"vlmkit index forget-encoder {self.path} {name}"
         )
 
     def _check_spaces(self, name: str, entry: EncoderEntry) -> None:

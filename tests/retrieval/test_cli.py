@@ -124,6 +124,7 @@ REFUSED = [
     (["--mmr", "0.5", "--by", "dino"], "'dino'"),
     (["--html", "nowhere/out.html"], "the folder of nowhere/out.html does not exist"),
     (["-k", "0"], "k is 0"),
+    (["--encoder", "dino"], "neither an encoder of index"),
 ]
 
 
@@ -133,6 +134,18 @@ def test_what_a_search_refuses(filled, capsys):
         assert main(["search", str(filled), "red", *words]) == 2, words
         out, err = capsys.readouterr()
         assert says in err and len(err.splitlines()) == 1 and out == ""
+
+
+def test_what_no_encoder_takes_and_what_is_not_there_is_said(tmp_path, photos, capsys):
+    (photos / "red.txt").write_text("a ruby")
+    index = tmp_path / "words"
+    assert main(["index", "sync", str(index), str(photos), "--bm25"]) == 0
+    capsys.readouterr()
+    assert main(["search", str(index), "--image", str(photos / "red.png")]) == 2
+    err = capsys.readouterr().err
+    assert "no encoder that takes images" in err and "(it has: bm25)" in err and "index sync" in err
+    assert main(["search", str(index), "the"]) == 0
+    assert capsys.readouterr() == ("", "nothing was found\n")
 
 
 def test_every_encoder_that_takes_the_query_is_asked(

@@ -141,33 +141,33 @@ def to_search_with(index: Index, names: Sequence[str] | None, *, text: bool, ima
     """
     load, entries = Loader(), index.manifest.encoders
     if names:
-        return [
-            load.remembered(name, entries[name]) if name in entries else load.image(name) for name in names
-        ]
+        return [_one_named(load, index, name) for name in names]
     able = {
         name: entry
         for name, entry in entries.items()
         if _can_be_loaded(entry) and ((text and entry.text) or (image and entry.kind in ("image", "patches")))
     }
-    found: list[Encoder] = [load.remembered(name, entry) for name, entry in able.items()]
-    return found or [index_encoder(index, None)]
-
-
-def index_encoder(index: Index | None, reference: str | None) -> VisionEncoder:
-    """The image encoder that an index was made by: the one named, or the first one that it remembers.
-
-    Raises:
-        UsageError: None is named and the index has none.
-    """
-    load = Loader()
-    if reference is not None:
-        return load.image(reference)
-    known = index.encoder_references() if index is not None else []
-    if not known:
+    if not able:
+        part = "texts" if text else "images"
         raise UsageError(
-            "the index knows no encoder; name the one that fills it: --encoder RUN or FAMILY:WEIGHTS"
+            f"index {index.path} has no encoder that takes {part} and that it knows how to load (it has: "
+            f"{', '.join(entries) or 'none'}); name one: --encoder RUN, or add one: vlmkit index sync "
+            f"{index.path} PATH --encoder RUN"
         )
-    return load.still_there(known[0])
+    return [load.remembered(name, entry) for name, entry in able.items()]
+
+
+def _one_named(load: Loader, index: Index, name: str) -> Encoder:
+    """An encoder by its name in the index, or by where it is now."""
+    entries = index.manifest.encoders
+    if name in entries:
+        return load.remembered(name, entries[name])
+    if ":" not in name and not Path(name).is_dir():
+        raise UsageError(
+            f"--encoder {name} is neither an encoder of index {index.path} (it has: "
+            f"{', '.join(entries) or 'none'}) nor a run's directory; name one of these"
+        )
+    return load.image(name)
 
 
 def _can_be_loaded(entry: EncoderEntry) -> bool:

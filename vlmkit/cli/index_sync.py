@@ -67,9 +67,12 @@ def arguments(sync: argparse.ArgumentParser) -> None:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not 0 < seconds < 1e6:
-        raise argparse.ArgumentTypeError(f"{text} seconds; give a number above 0")
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0; give e.g. 5")
     return seconds
 
 

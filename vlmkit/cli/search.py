@@ -73,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
         hits = _hits(index, query, image, args, where, options)
     for hit in hits:
         _print(hit, args.json, args.explain)
+    if not hits:
+        sys.stderr.write("nothing was found\n")
     if args.html:
         _write_page(args, query, image, hits)
     return 0
