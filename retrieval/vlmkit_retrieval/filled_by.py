@@ -40,7 +40,7 @@ class FilledBy:
             The name of its vector.
 
         Raises:
-            RetrievalError: Another encoder has this name.
+            RetrievalError: Another encoder has this name, or this encoder another name.
         """
         name = self._enter(encoder, reference, name)
         self.engine.ensure(self.manifest.spaces())
@@ -49,7 +49,12 @@ class FilledBy:
     def _enter(self, encoder: Encoder, reference: str | None, name: str | None = None) -> str:
         """Note an encoder in the manifest; whoever opens the index next makes room for it, too."""
         fingerprint = encoder.fingerprint  # takes seconds for a large encoder
-        known = self._name_of(encoder, fingerprint) if name is None else None
+        known = self._name_of(encoder, fingerprint, name)
+        if name is not None and known not in (None, name):
+            raise RetrievalUsageError(
+                f"index {self.path} has this very encoder, under the name {known!r}; use that name, or "
+                f"forget it: vlmkit index forget-encoder {self.path} {known}"
+            )
         name = known or name or encoder.name
         stored = self.manifest.encoders.get(name)
         if stored is None:
@@ -87,7 +92,7 @@ class FilledBy:
         Raises:
             RetrievalError: The index was filled by others; the message says which, and what to do.
         """
-        name = self._name_of(embedder, embedder.fingerprint)
+        name = self._name_of(embedder, embedder.fingerprint, embedder.name)
         if name is None:
             known = "; ".join(f"{n} {_describe(e)}" for n, e in self.manifest.encoders.items()) or "none"
             raise RetrievalError(
@@ -117,18 +122,20 @@ class FilledBy:
         self.manifest.dropping.remove(name)
         self.manifest.save(self.path)
 
-    def _name_of(self, embedder: Encoder, fingerprint: str) -> str | None:
+    def _name_of(self, embedder: Encoder, fingerprint: str, wanted: str | None) -> str | None:
+        """Under which name an encoder is known; that wanted, or its own, where there are several."""
         encoders = self.manifest.encoders
         same = [name for name, entry in encoders.items() if entry.fingerprint == fingerprint]
-        return embedder.name if embedder.name in same else next(iter(same), None)
+        return next((name for name in (wanted, embedder.name) if name in same), next(iter(same), None))
 
     def _check_same(self, stored: EncoderEntry, fingerprint: str, name: str) -> None:
         if stored.fingerprint == fingerprint:
             return
         raise RetrievalError(
             f"index {self.path}: encoder {name!r} is {_describe(stored)}, given is one with fingerprint "
-            f"{fingerprint[:12]}; use the stored one, or sync into a new index directory, or forget "
-            f"the stored one: vlmkit index forget-encoder {self.path} {name}"
+            f"{fingerprint[:12]}; use the stored one, or give this one a name of its own (--encoder "
+            "NAME=RUN; in Python name=), or forget the stored one: "
+            f"vlmkit index forget-encoder {self.path} {name}"
         )
 
     def _check_spaces(self, name: str, entry: EncoderEntry) -> None:

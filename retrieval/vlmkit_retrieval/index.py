@@ -109,6 +109,7 @@ class Index(FilledBy):
         progress: Progress | None = None,
         *,
         reference: str | Sequence[str | None] | None = None,
+        name: str | Sequence[str | None] | None = None,
         allow_empty: bool = False,
         options: SyncOptions | None = None,
         encoded: Encoded | None = None,
@@ -125,6 +126,8 @@ class Index(FilledBy):
                 vectors for what is there already.
             progress: Called with (files done, files in all).
             reference: How to load the encoder again, for later searches; of several, one each.
+            name: Of the encoder in this index, where two share a name (see `add_encoder`); of several, one
+                each.
             allow_empty: Let a folder that is empty or gone remove all its items.
             options: Kinds of files, rules, and more.
             encoded: Called with (an encoder's name, how many contents just went through it).
@@ -133,14 +136,19 @@ class Index(FilledBy):
             RetrievalError: Another encoder has this name, or a path is missing or without such files.
         """
         given = list(embedder) if isinstance(embedder, Sequence) else [embedder]
-        references = [reference] * len(given) if isinstance(reference, str | None) else list(reference)
+        references, names = _one_each(reference, given), _one_each(name, given)
         options = replace(
             options or SyncOptions(), allow_empty=allow_empty or bool(options and options.allow_empty)
         )
         sync = Sync(self, paths, options)
+<<<<<<< HEAD
         names = {self._enter(one, reference): one for one, reference in zip(given, references, strict=True)}
         self.engine.ensure(self.manifest.spaces())  # all at once: a space that comes later costs a copy
         return sync.run(names, progress, encoded)
+=======
+        known = {self.add_encoder(*one): one[0] for one in zip(given, references, names, strict=True)}
+        return sync.run(known, progress, encoded)
+>>>>>>> i7-user
 
     def search(
         self,
@@ -226,3 +234,7 @@ class Index(FilledBy):
             f"encoder {name!r} embeds images only; search by an image, or use an encoder with a text "
             f"tower (in this index: {', '.join(others) or 'none'})"
         )
+
+
+def _one_each(stated: str | Sequence[str | None] | None, given: Sequence[Encoder]) -> list[str | None]:
+    return [stated] * len(given) if isinstance(stated, str | None) else list(stated)

@@ -116,6 +116,9 @@ SURFACE = {
         "--corpus",
         "--root",
         "--encoder",
+        "--weight",
+        "--fuse",
+        "--compose",
         "-k",
         "--k",
         "--compare",
@@ -143,7 +146,19 @@ SURFACE = {
         "--json",
         "--debug",
     },
-    "rag": {"index", "question", "--vlm", "-k", "--rule", "--encoder", "--quantize", "--json", "--debug"},
+    "rag": {
+        "index",
+        "question",
+        "--vlm",
+        "-k",
+        "--rule",
+        "--encoder",
+        "--weight",
+        "--fuse",
+        "--quantize",
+        "--json",
+        "--debug",
+    },
 }
 
 

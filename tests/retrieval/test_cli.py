@@ -124,6 +124,7 @@ REFUSED = [
     (["--mmr", "0.5", "--by", "dino"], "'dino'"),
     (["--html", "nowhere/out.html"], "the folder of nowhere/out.html does not exist"),
     (["-k", "0"], "k is 0"),
+    (["--encoder", "dino"], "neither an encoder of index"),
 ]
 
 
@@ -133,6 +134,18 @@ def test_what_a_search_refuses(filled, capsys):
         assert main(["search", str(filled), "red", *words]) == 2, words
         out, err = capsys.readouterr()
         assert says in err and len(err.splitlines()) == 1 and out == ""
+
+
+def test_what_no_encoder_takes_and_what_is_not_there_is_said(tmp_path, photos, capsys):
+    (photos / "red.txt").write_text("a ruby")
+    index = tmp_path / "words"
+    assert main(["index", "sync", str(index), str(photos), "--bm25"]) == 0
+    capsys.readouterr()
+    assert main(["search", str(index), "--image", str(photos / "red.png")]) == 2
+    err = capsys.readouterr().err
+    assert "no encoder that takes images" in err and "(it has: bm25)" in err and "index sync" in err
+    assert main(["search", str(index), "the"]) == 0
+    assert capsys.readouterr() == ("", "nothing was found\n")
 
 
 def test_every_encoder_that_takes_the_query_is_asked(
@@ -149,3 +162,30 @@ def test_every_encoder_that_takes_the_query_is_asked(
     assert "colour:image" in by_image and "grey:image" in by_image
     named = found(capsys, filled, "--image", photos / "red.png", "--encoder", other, "--explain")
     assert "grey:image" in named and "colour" not in named
+
+
+def test_two_encoders_of_one_family_are_named_apart(filled, photos, tmp_path, capsys, monkeypatch, colours):
+    other = tmp_path / "lr=1"  # a folder may hold what separates a name
+    other.mkdir()
+    second = type(colours)(fingerprint="mean-rgb-2")
+    monkeypatch.setattr("vlmkit.embedders.load_encoder", {str(photos): colours, str(other): second}.get)
+
+    def sync(*words):
+        code = main(["index", "sync", str(filled), str(photos), *words])
+        return code, capsys.readouterr()
+
+    capsys.readouterr()
+    code, (_, err) = sync("--encoder", str(other))
+    assert code == 1 and "encoder 'colour' is" in err and "--encoder NAME=RUN" in err
+    assert sync("--encoder", f"new={other}")[0] == 0
+    code, (out, _) = sync("--json")
+    assert code == 0 and json.loads(out)["embedded_by"] == {}
+    by_text = found(capsys, filled, "red", "--explain", "--weight", "new=2")
+    assert "colour:text" in by_text and "new:text" in by_text
+    for words, says in (
+        (["--encoder", "new="], "new= names no encoder; give NAME=RUN"),
+        (["--encoder", f"a={photos}", "--encoder", f"a={other}"], "a=... is given twice"),
+        (["--encoder", f"newer={other}"], "this very encoder, under the name 'new'"),
+    ):
+        code, (_, err) = sync(*words)
+        assert code == 2 and says in err and len(err.splitlines()) == 1

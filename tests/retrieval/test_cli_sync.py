@@ -84,6 +84,15 @@ def test_an_encoder_is_added_forgotten_and_replaced(tmp_path, captioned, vit, ca
     assert code == 2 and "--patches are of an image encoder" in err
 
 
+def test_patches_and_texts_take_the_name_given(tmp_path, captioned, vit, capsys):
+    words = ["--encoder", "small=vit:x", "--patches", "--text-encoder", f"words={MINILM}"]
+    assert run(capsys, "index", "sync", tmp_path / "i", captioned, *words)[0] == 0
+    _, out, _ = run(capsys, "index", "info", tmp_path / "i", "--json")
+    assert sorted(json.loads(out)["encoders"]) == ["small", "small-patches", "words"]
+    code, out, _ = run(capsys, "index", "sync", tmp_path / "i", captioned, "--patches", "--json")
+    assert code == 0 and json.loads(out)["embedded_by"] == {}
+
+
 def test_refused_files_have_one_line_each(tmp_path, captioned, vit, capsys):
     (captioned / "a\nb.png").write_bytes(b"x")
     code, _, err = run(capsys, "index", "sync", tmp_path / "i", captioned, "--encoder", "vit:x")

@@ -82,7 +82,7 @@ def test_words_beside_an_encoder(filled, photos, colours):
 def test_another_fingerprint_of_the_same_name_is_refused(filled, photos, colours):
     colours.fingerprint = "mean-rgb-2"
     stored_given_advice = (
-        r"mean-rgb-1 from runs/colour, given .* mean-rgb-2; use the stored one, or sync into a new"
+        r"mean-rgb-1 from runs/colour, given .* mean-rgb-2; use the stored one, or give this one a name"
     )
     with Index.open(filled) as index:
         with pytest.raises(RetrievalError, match=stored_given_advice):
@@ -94,6 +94,9 @@ def test_another_fingerprint_of_the_same_name_is_refused(filled, photos, colours
         index.add_encoder(colours, name="colour-2")
         assert index.sync([photos], colours).embedded == 3
         assert index.require_encoder(colours) == "colour-2"
+        with pytest.raises(RetrievalUsageError, match="this very encoder, under the name 'colour-2'"):
+            index.sync([photos], colours, name="colour-3")
+        assert index.sync([photos], colours, name="colour-2").embedded == 0
 
 
 def test_text_for_an_encoder_without_text_names_those_that_have_it(filled, photos, grey):

@@ -5,9 +5,11 @@ import os
 import numpy as np
 import pytest
 
+from vlmkit_retrieval import Bm25Terms
 from vlmkit_retrieval.errors import RetrievalError
 from vlmkit_retrieval.index import Index
 from vlmkit_retrieval.rag import answer_question
+from vlmkit_retrieval.search import SearchOptions
 
 
 class RedSeer:
@@ -63,3 +65,15 @@ def test_a_model_that_loses_an_answer_is_noticed(index, colours):
 
     with pytest.raises(RetrievalError, match="2 answers about 3 images"):
         answer_question(index, "is there a red thing?", colours, Forgetful())
+
+
+def test_captions_help_to_find_the_evidence(index, photos, colours):
+    (photos / "red.txt").write_text("a ruby")
+    encoders = [colours, Bm25Terms()]
+    index.sync([photos], encoders)
+    asked, words = "is there a ruby on something green?", SearchOptions(weights={"bm25": 9.0})
+    answer = answer_question(index, asked, encoders, RedSeer(), k=1, rule="any", options=words)
+    assert answer.text == "yes" and answer.citations[0].hit.payload["path"].endswith("red.png")
+    assert answer_question(index, asked, colours, RedSeer(), k=1, rule="any").text == "no"
+    with pytest.raises(RetrievalError, match="holds 3 items, and none of them is an image that the question"):
+        answer_question(index, "is there a sapphire?", Bm25Terms(), RedSeer())

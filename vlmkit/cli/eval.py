@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmkit.cli import asking
 from vlmkit.cli.ask import positive
 from vlmkit.errors import UsageError
 
 if TYPE_CHECKING:
     from vlmkit_retrieval.eval import Difference, Evaluation, Measured, Names, Task
+    from vlmkit_retrieval.search import SearchOptions
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,14 +35,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where paths in the qrels begin (the qrels' folder, and what was synced); may be repeated",
     )
-    parser.add_argument(
-        "--encoder", metavar="RUN|NAME", help="where the index's encoder is now, if it has moved"
-    )
+    asking.arguments(parser)
+    asking.compose_argument(parser)
     parser.add_argument(
         "-k", "--k", type=positive, default=10, metavar="N", help="the k of every metric (10)"
     )
     parser.add_argument(
-        "--compare", metavar="RUNFILE|INDEX2", help="a run in TREC's format, or another index"
+        "--compare",
+        metavar="RUNFILE|INDEX2",
+        help="a run in TREC's format, or an index (all its lists)",
     )
     parser.add_argument("--save-run", metavar="FILE", help="write what was found, in TREC's format")
     parser.add_argument("--json", metavar="FILE", help="write all figures; - for stdout instead of the table")
@@ -56,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     _check_index(Path(args.index))
     _check_targets(args)
     task = load_task(args.qrels, args.queries, args.corpus)
-    found, names = _evaluate(args.index, args.encoder, task, args)
+    found, names = _evaluate(args.index, args.encoder, asking.options(args), task, args)
     other = _other(task, names, args) if args.compare is not None else None
     between = differences(found, other) if other is not None else {}
     if args.save_run is not None:
@@ -96,25 +99,35 @@ def _check_targets(args: argparse.Namespace) -> None:
 
 
 def _evaluate(
-    path: str, encoder: str | None, task: Task, args: argparse.Namespace
+    path: str,
+    encoders: Sequence[str] | None,
+    options: SearchOptions | None,
+    task: Task,
+    args: argparse.Namespace,
 ) -> tuple[Evaluation, Names]:
     from rich.console import Console
 
     from vlmkit.cli.console import bars
-    from vlmkit.cli.index_encoders import index_encoder
+    from vlmkit.cli.index_encoders import to_search_with
     from vlmkit_retrieval import Index
     from vlmkit_retrieval.eval import evaluate, item_names
 
     with Index.open(path) as index, bars(Console(stderr=True)) as progress:
-        embedder = index_encoder(index, encoder)
+        asked = to_search_with(
+            index,
+            encoders,
+            text=any(query.text is not None for query in task.queries),
+            image=any(query.image is not None for query in task.queries),
+        )
         bar = progress.add_task("search", total=len(task.queries), values="")
         found = evaluate(
             index,
             task,
-            embedder,
+            asked,
             args.k,
             args.root,
             lambda done, total: progress.update(bar, completed=done, total=total),
+            options,
         )
         return found, item_names(index, task, args.root)
 
@@ -124,7 +137,7 @@ def _other(task: Task, names: Names, args: argparse.Namespace) -> Measured:
 
     if Path(args.compare).is_dir():
         _check_index(Path(args.compare))
-        return _evaluate(args.compare, None, task, args)[0]
+        return _evaluate(args.compare, None, None, task, args)[0]
     return measure_run(args.compare, task, names, args.k)
 
 

@@ -55,6 +55,8 @@ def _columns(*names: str) -> Table:
 def _lines(found: Evaluation, task: Task) -> Iterator[str]:
     """GB and MB are powers of 10."""
     p50, p95 = found.latency["p50_ms"], found.latency["p95_ms"]
+    lists = (name if weight == 1 else f"{name} (weight {weight:g})" for name, weight in found.lists.items())
+    yield f"lists: {', '.join(lists)}"
     yield f"a query takes {p50:.1f} ms (p50), {p95:.1f} ms (p95), with its encoding"
     where = f"; its points are at {found.points_at}" if found.points_at else ""
     yield f"the index takes {found.disk_bytes / 1e6:.1f} MB on disk{where}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from vlmkit_retrieval.encoders import Encoder
     from vlmkit_retrieval.manifest import EncoderEntry, Manifest
 
+# What may stand before "=": no path, no FAMILY:WEIGHTS.
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 # As of `vlmkit train --share-limit`, in gigabytes.
 _SHARE_LIMIT = 20.0
 
@@ -28,10 +31,12 @@ class Named:
     Attributes:
         encoder: Of any kind.
         reference: A run, `FAMILY:WEIGHTS`, a checkpoint, a language; None where the index knows it.
+        name: In the index; None for the encoder's own.
     """
 
     encoder: Encoder
     reference: str | None
+    name: str | None = None
 
 
 def to_sync_with(args: argparse.Namespace) -> list[Named]:
@@ -74,24 +79,49 @@ def _all_of(known: Manifest) -> list[Named]:
             "the index knows no encoder; name the one that fills it: --encoder RUN or FAMILY:WEIGHTS"
         )
     load = Loader()
-    return [Named(load.remembered(name, entry), None) for name, entry in entries.items()]
+    return [Named(load.remembered(name, entry), None, name) for name, entry in entries.items()]
 
 
 def _named(args: argparse.Namespace, known: Manifest | None) -> list[Named]:
     load, found = Loader(), []
-    images = [full_reference(reference) for reference in args.encoder]
-    found += [Named(load.image(reference), reference) for reference in images]
-    for number, text in enumerate(map(full_reference, args.text_encoder), start=1):
-        name = "text" if number == 1 else f"text-{number}"
-        found.append(Named(load.of_kind("text", text, name), text))
+    images = _distinct(map(named_reference, args.encoder))
+    found += [Named(load.image(reference), reference, name) for name, reference in images]
+    for number, (stated, text) in enumerate(map(named_reference, args.text_encoder), start=1):
+        own = stated or ("text" if number == 1 else f"text-{number}")
+        found.append(Named(load.of_kind("text", text, own), text, stated))
     if args.bm25:
         found.append(Named(load.of_kind("terms", args.language, "bm25"), args.language))
     if args.patches:
-        entries = [] if known is None else list(known.encoders.values())
-        images = images or [e.reference for e in entries if e.kind == "image" and e.reference]
+        entries = [] if known is None else list(known.encoders.items())
+        images = images or [(name, e.reference) for name, e in entries if e.kind == "image" and e.reference]
         if not images:
             raise UsageError("--patches are of an image encoder; name it: --encoder RUN or FAMILY:WEIGHTS")
-        found += [Named(load.of_kind("patches", reference, ""), reference) for reference in images]
+        for name, reference in images:
+            patches = load.of_kind("patches", reference, "")
+            found.append(Named(patches, reference, None if name is None else f"{name}-patches"))
+    return found
+
+
+def named_reference(text: str) -> tuple[str | None, str]:
+    """The parts of `NAME=RUN`, the first None where no name is given.
+
+    A folder that is there is a folder, with `=` in its name too (`runs/lr=0.1`).
+    """
+    name, equals, reference = text.partition("=")
+    if not equals or Path(text).is_dir() or not _NAME.fullmatch(name):
+        return None, full_reference(text)
+    if not reference:
+        raise UsageError(f"{text} names no encoder; give NAME=RUN or NAME=FAMILY:WEIGHTS")
+    return name, full_reference(reference)
+
+
+def _distinct(named: Iterable[tuple[str | None, str]]) -> list[tuple[str | None, str]]:
+    """Refuse one name for two encoders before any of them is loaded."""
+    found = list(named)
+    names = [name for name, _ in found if name is not None]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UsageError(f"--encoder {twice[0]}=... is given twice; give each encoder a name of its own")
     return found
 
 
@@ -111,33 +141,33 @@ def to_search_with(index: Index, names: Sequence[str] | None, *, text: bool, ima
     """
     load, entries = Loader(), index.manifest.encoders
     if names:
-        return [
-            load.remembered(name, entries[name]) if name in entries else load.image(name) for name in names
-        ]
+        return [_one_named(load, index, name) for name in names]
     able = {
         name: entry
         for name, entry in entries.items()
         if _can_be_loaded(entry) and ((text and entry.text) or (image and entry.kind in ("image", "patches")))
     }
-    found: list[Encoder] = [load.remembered(name, entry) for name, entry in able.items()]
-    return found or [index_encoder(index, None)]
-
-
-def index_encoder(index: Index | None, reference: str | None) -> VisionEncoder:
-    """The image encoder that an index was made by: the one named, or the first one that it remembers.
-
-    Raises:
-        UsageError: None is named and the index has none.
-    """
-    load = Loader()
-    if reference is not None:
-        return load.image(reference)
-    known = index.encoder_references() if index is not None else []
-    if not known:
+    if not able:
+        part = "texts" if text else "images"
         raise UsageError(
-            "the index knows no encoder; name the one that fills it: --encoder RUN or FAMILY:WEIGHTS"
+            f"index {index.path} has no encoder that takes {part} and that it knows how to load (it has: "
+            f"{', '.join(entries) or 'none'}); name one: --encoder RUN, or add one: vlmkit index sync "
+            f"{index.path} PATH --encoder RUN"
         )
-    return load.still_there(known[0])
+    return [load.remembered(name, entry) for name, entry in able.items()]
+
+
+def _one_named(load: Loader, index: Index, name: str) -> Encoder:
+    """An encoder by its name in the index, or by where it is now."""
+    entries = index.manifest.encoders
+    if name in entries:
+        return load.remembered(name, entries[name])
+    if ":" not in name and not Path(name).is_dir():
+        raise UsageError(
+            f"--encoder {name} is neither an encoder of index {index.path} (it has: "
+            f"{', '.join(entries) or 'none'}) nor a run's directory; name one of these"
+        )
+    return load.image(name)
 
 
 def _can_be_loaded(entry: EncoderEntry) -> bool:

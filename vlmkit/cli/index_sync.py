@@ -24,15 +24,16 @@ def arguments(sync: argparse.ArgumentParser) -> None:
         "--encoder",
         action="append",
         default=[],
-        metavar="RUN|NAME",
-        help="of images: a run's directory, or FAMILY:WEIGHTS; may be repeated; needed once",
+        metavar="[NAME=]RUN",
+        help="of images: a run's directory, or FAMILY:WEIGHTS; may be repeated, with NAME= to tell two of a "
+        "family apart; needed once",
     )
     sync.add_argument(
         "--text-encoder",
         action="append",
         default=[],
-        metavar="DIR",
-        help="of captions, pages and text: a sentence-transformers checkpoint",
+        metavar="[NAME=]DIR",
+        help="of captions, pages and text: a sentence-transformers checkpoint; may be repeated",
     )
     sync.add_argument("--bm25", action="store_true", help="also words of captions, pages and text, by BM25")
     sync.add_argument("--language", default="english", metavar="NAME", help="of BM25's words (english)")
@@ -66,9 +67,12 @@ def arguments(sync: argparse.ArgumentParser) -> None:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
     if not 0 < seconds < 1e6:
-        raise argparse.ArgumentTypeError(f"{text} seconds; give a number above 0")
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0; give e.g. 5")
     return seconds
 
 
@@ -99,6 +103,7 @@ def _sync(args: argparse.Namespace, named: Sequence[Named], options: SyncOptions
             [one.encoder for one in named],
             console.files,
             reference=[one.reference for one in named],
+            name=[one.name for one in named],
             options=options,
             encoded=console.encoded,
         )

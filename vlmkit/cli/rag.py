@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from vlmkit.cli import asking
 from vlmkit.cli.ask import load_model, positive
 
 
@@ -17,9 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rule", default="auto", choices=["auto", "any", "all", "majority"], help="how answers combine"
     )
-    parser.add_argument(
-        "--encoder", metavar="RUN|NAME", help="where the index's encoder is now, if it has moved"
-    )
+    asking.arguments(parser)
     parser.add_argument("--quantize", metavar="METHOD", help="nf4 or fp4: the language model in 4 bits")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -27,13 +26,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Retrieve, ask, print the answer and its evidence."""
     from vlmkit.cli.console import print_json, shown
-    from vlmkit.cli.index_encoders import index_encoder
+    from vlmkit.cli.index_encoders import to_search_with
     from vlmkit_retrieval import Index, answer_question
 
+    options = asking.options(args)
     with Index.open(args.index) as index:
-        encoder = index_encoder(index, args.encoder)
+        encoders = to_search_with(index, args.encoder, text=True, image=False)
         model = load_model(args.vlm, args.quantize)
-        answer = answer_question(index, args.question, encoder, model, k=args.k, rule=args.rule)
+        answer = answer_question(
+            index, args.question, encoders, model, k=args.k, rule=args.rule, options=options
+        )
     if args.json:
         cited = [
             {

@@ -6,8 +6,11 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vlmkit.cli import asking
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,31 +38,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--mmr", type=float, metavar="PART", help="varied hits: the part of relevance, from 0 to 1, e.g. 0.5"
     )
     parser.add_argument("--by", metavar="SPACE", help="the space in which --near and --mmr compare")
-    parser.add_argument(
-        "--encoder",
-        action="append",
-        metavar="RUN|NAME",
-        help="ask this one only, by its name in the index or where it is now; may be repeated (all)",
-    )
-    parser.add_argument(
-        "--weight",
-        action="append",
-        default=[],
-        metavar="SPACE=N",
-        help="how much a list counts (1), e.g. bm25=2 or clip:text=0; may be repeated",
-    )
-    parser.add_argument(
-        "--fuse",
-        default="ranks",
-        choices=["ranks", "scores"],
-        help="what of several lists counts: ranks in them, or scores brought to 0 to 1 (ranks)",
-    )
-    parser.add_argument(
-        "--compose",
-        default="balanced",
-        choices=["balanced", "lists", "mean", "slerp"],
-        help="what a text with an image becomes: one vector between the two, or a list each (balanced)",
-    )
+    asking.arguments(parser)
+    asking.compose_argument(parser)
     parser.add_argument(
         "--exact", action="store_true", help="compare with every item, even where the index is optimized"
     )
@@ -73,17 +53,14 @@ def run(args: argparse.Namespace) -> int:
     from vlmkit.data.sample import open_image
     from vlmkit.errors import UsageError
     from vlmkit_retrieval import Index
-    from vlmkit_retrieval.search import SearchOptions
 
     query = args.query if (args.query or "").strip() else None
     if query is None and args.image is None:
         raise UsageError("give a QUERY text, --image FILE, or both")
     if args.html and not Path(args.html).absolute().parent.is_dir():
         raise UsageError(f"the folder of {args.html} does not exist; make it, or give another file")
-    options = SearchOptions(
-        _weights(args.weight),
-        args.compose,
-        fuse=args.fuse,
+    options = replace(
+        asking.options(args),
         mmr=args.mmr,
         collapse=args.collapse,
         near=args.near,
@@ -96,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
         hits = _hits(index, query, image, args, where, options)
     for hit in hits:
         _print(hit, args.json, args.explain)
+    if not hits:
+        sys.stderr.write("nothing was found\n")
     if args.html:
         _write_page(args, query, image, hits)
     return 0
@@ -113,21 +92,6 @@ def _filter(stated: str | None) -> Mapping[str, Any] | None:
     if not isinstance(found, dict):
         raise UsageError(f'--where is no JSON object: {found}; give e.g. --where \'{{"album": "holidays"}}\'')
     return found
-
-
-def _weights(stated: Sequence[str]) -> dict[str, float]:
-    from vlmkit.errors import UsageError
-
-    weights = {}
-    for one in stated:
-        name, _, number = one.rpartition("=")
-        try:
-            weights[name] = float(number)
-        except ValueError:
-            name = ""
-        if not name:
-            raise UsageError(f"--weight {one} is not SPACE=N; give e.g. --weight bm25=2")
-    return weights
 
 
 def _hits(

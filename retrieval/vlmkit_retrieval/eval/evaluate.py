@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlmkit_retrieval.encoders import Encoder
 from vlmkit_retrieval.engines import engine_kind
 from vlmkit_retrieval.errors import RetrievalError
 from vlmkit_retrieval.eval.beir import Query
-from vlmkit_retrieval.eval.exact import against_exact
+from vlmkit_retrieval.eval.configured import Configured
 from vlmkit_retrieval.eval.measured import Measured
 from vlmkit_retrieval.eval.metrics import score
 from vlmkit_retrieval.eval.names import Names, judged_names, relevant_names
 from vlmkit_retrieval.eval.searching import Progress, disk_bytes, search_all
 from vlmkit_retrieval.eval.stats import CONFIDENCE, RESAMPLES, estimate
 from vlmkit_retrieval.eval.task import Task
-from vlmkit_retrieval.images import load_image, upright_rgb
-from vlmkit_retrieval.types import Embedder, Vectors
+from vlmkit_retrieval.search.options import SearchOptions
 
 if TYPE_CHECKING:
     from vlmkit_retrieval.index import Index
@@ -36,6 +36,7 @@ class Evaluation(Measured):
         latency: `p50_ms` and `p95_ms` of a query, encoder and engine.
         disk_bytes: What its directory takes; points on a server are not in it.
         points_at: Where its points are, if on a server.
+        lists: The lists that were asked, `SPACE:PART`, and what each weighs.
         lost_items: Relevant items of the qrels that are not in the index: no search can find them.
         lost_queries: Queries of which that is true of every relevant item.
         exact: `recall` of the k exact neighbours, `p50_ms` and `exact_p50_ms` of the engine alone;
@@ -46,6 +47,7 @@ class Evaluation(Measured):
     latency: Mapping[str, float]
     disk_bytes: int
     points_at: str | None
+    lists: Mapping[str, float]
     lost_items: int
     lost_queries: tuple[str, ...]
     exact: Mapping[str, float] | None
@@ -62,6 +64,7 @@ class Evaluation(Measured):
             "metrics": {name: asdict(found) for name, found in self.estimates.items()},
             "confidence": CONFIDENCE,
             "resamples": RESAMPLES,
+            "lists": dict(self.lists),
             "latency": dict(self.latency),
             "exact": None if self.exact is None else dict(self.exact),
             **stated,
@@ -72,27 +75,33 @@ class Evaluation(Measured):
 def evaluate(
     index: Index,
     task: Task,
-    embedder: Embedder,
+    embedder: Encoder | Sequence[Encoder],
     k: int = 10,
     roots: Sequence[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
+    options: SearchOptions | None = None,
 ) -> Evaluation:
     """Search an index for every query of a task and measure what comes back.
 
     Args:
         index: An open index.
         task: Queries and judgements.
-        embedder: The encoder that filled it.
+        embedder: An encoder that filled it, or several of any kind, whose lists are fused as in a search.
         k: The cut-off of every metric.
         roots: Folders that the paths in the qrels are relative to; none for the rule of `Names`.
         progress: Called with (queries done, queries in all).
+        options: Of every search; a weight counts for those queries that ask its list.
 
     Raises:
+        RetrievalUsageError: A weight for a list that no query asks.
         RetrievalError: No relevant item is in the index, or a query cannot be searched for.
     """
     names = item_names(index, task, roots)
     lost_queries = _lost_queries(names, task, index)
-    found = search_all(index, task.queries, embedder, k, progress)
+    given = embedder if isinstance(embedder, Sequence) else [embedder]
+    configured = Configured(index, given, options or SearchOptions())
+    lists = configured.lists(task.queries)
+    found = search_all(configured, task.queries, k, progress)
     run = names.rename(found.run)
     scores = score(task.qrels, run, k)
     location = index.manifest.engine
@@ -105,9 +114,10 @@ def evaluate(
         latency=found.latency(),
         disk_bytes=disk_bytes(index.path),
         points_at=None if engine_kind(location) in ("directory", "local") else location,
+        lists=lists,
         lost_items=len(relevant_names(task.qrels) - names.item_of.keys()),
         lost_queries=lost_queries,
-        exact=_exact(index, task.queries, embedder, k),
+        exact=_exact(configured, task.queries, k) if index.engine.approximate else None,
     )
 
 
@@ -138,21 +148,13 @@ def _lost_queries(names: Names, task: Task, index: Index) -> tuple[str, ...]:
     return lost
 
 
-def _exact(index: Index, queries: Sequence[Query], embedder: Embedder, k: int) -> dict[str, float] | None:
-    if not index.engine.approximate:
+def _exact(configured: Configured, queries: Sequence[Query], k: int) -> dict[str, float] | None:
+    """None where nothing that was asked has an approximate index: words and patches have none."""
+    both = configured.against_exact(queries, k)
+    if not len(both.recall_Q):
         return None
-    vectors = [vector for query in queries for vector in _vectors(query, embedder)]
-    both = against_exact(index.engine, index.require_encoder(embedder), vectors, k)
     return {
         "recall": float(both.recall_Q.mean()),
         "p50_ms": float(np.median(both.milliseconds_Q)),
         "exact_p50_ms": float(np.median(both.exact_milliseconds_Q)),
     }
-
-
-def _vectors(query: Query, embedder: Embedder) -> list[Vectors]:
-    """What the engine is searched with: a vector for the text, one for the image."""
-    vectors = [] if query.text is None else [embedder.embed_text([query.text])[0]]
-    if query.image is not None:
-        vectors.append(embedder.embed_images([upright_rgb(load_image(query.image))])[0])
-    return [np.asarray(vector, np.float32) for vector in vectors]

@@ -17,17 +17,18 @@ from vlmkit_retrieval.eval.beir import Query
 from vlmkit_retrieval.eval.metrics import Floats
 from vlmkit_retrieval.eval.runs import Run
 from vlmkit_retrieval.images import load_image
-from vlmkit_retrieval.types import Embedder, Hit
+from vlmkit_retrieval.search.hits import SearchHit
+from vlmkit_retrieval.types import Hit
 
 Progress = Callable[[int, int], None]
 
 
 class Searched(Protocol):
-    """What can be searched as an `Index` can."""
+    """What can be searched: a `Searcher`, or an index with what it is asked by (`Configured`)."""
 
     def search(
-        self, text: str | None = None, image: Image.Image | None = None, *, embedder: Embedder, k: int = 10
-    ) -> Sequence[Hit]:
+        self, text: str | None = None, image: Image.Image | None = None, *, k: int = 10
+    ) -> Sequence[Hit | SearchHit]:
         """The `k` best items, best first."""
         ...
 
@@ -53,7 +54,6 @@ class SearchedRun:
 def search_all(
     index: Searched,
     queries: Sequence[Query],
-    embedder: Embedder,
     k: int,
     progress: Progress | None = None,
 ) -> SearchedRun:
@@ -63,9 +63,8 @@ def search_all(
     Reading an image's file is not in the time either.
 
     Args:
-        index: An open index.
+        index: What is searched.
         queries: At least one.
-        embedder: The encoder that filled the index.
         k: How many items.
         progress: Called with (queries done, queries in all).
 
@@ -78,9 +77,9 @@ def search_all(
         image = load_image(query.image) if query.image is not None else None
         try:
             if number == 0:
-                index.search(query.text, image, embedder=embedder, k=k)
+                index.search(query.text, image, k=k)
             start = time.perf_counter()
-            hits = index.search(query.text, image, embedder=embedder, k=k)
+            hits = index.search(query.text, image, k=k)
         except ValueError as error:  # our own errors, and those of encoders
             raise RetrievalError(f"query {query.id!r}: {error}") from error
         times.append(1e3 * (time.perf_counter() - start))

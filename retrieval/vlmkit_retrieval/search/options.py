@@ -29,7 +29,8 @@ class SearchOptions:
         mmr: Part of relevance, from 0 to 1, against that of being unlike the hits above; None for no MMR.
         collapse: Show items of the same content once.
         near: With `collapse`, also those whose cosine is above this.
-        by: The dense space in which items are compared; None for the first one asked.
+        by: The dense space in which items are compared; None for the first one asked that takes images, or
+            else the first one asked.
         exact: Compare with every item even where the engine has an approximate index.
 
     Raises:

@@ -58,7 +58,7 @@ def plan(
     """
     _check_query(spaces, text, image)
     names = list(_names(spaces, text is not None, image is not None, options))
-    weights = _weights([name for name, _, _ in names], options.weights)
+    weights = weights_of([name for name, _, _ in names], options.weights)
     lists = [
         PlannedList(name, space.name, _query(space, part, text, image, between), weights[name], space.pooled)
         for name, space, part in names
@@ -69,6 +69,28 @@ def plan(
             f"every list has weight 0 ({', '.join(weights)}); give one of them a weight above 0"
         )
     return [own for own in lists if not (isinstance(own.query, Terms) and not len(own.query.indices))]
+
+
+def list_names(spaces: Sequence[AskedSpace], text: bool, image: bool, options: SearchOptions) -> list[str]:
+    """The lists that a query with these parts asks for, `SPACE:PART` each, in the order of the spaces."""
+    return [name for name, _, _ in _names(spaces, text, image, options)]
+
+
+def weights_of(names: Sequence[str], stated: Mapping[str, float]) -> dict[str, float]:
+    """What each list weighs: what is stated for it, else for its space, else 1.
+
+    Raises:
+        RetrievalUsageError: A weight is stated for something else.
+    """
+    spaces = [name.rpartition(":")[0] for name in names]
+    wrong = [name for name in stated if name not in names and name not in spaces]
+    if wrong:
+        possible = ", ".join(dict.fromkeys([*names, *spaces]))
+        raise RetrievalUsageError(f"a weight is set for {wrong[0]!r}; lists of this query: {possible}")
+    return {
+        name: float(stated.get(name, stated.get(space, 1.0)))
+        for name, space in zip(names, spaces, strict=True)
+    }
 
 
 def _check_query(spaces: Sequence[AskedSpace], text: str | None, image: Image.Image | None) -> None:
@@ -96,18 +118,6 @@ def _names(
             parts = ["both"]
         for part in parts:
             yield f"{space.name}:{part}", space, part
-
-
-def _weights(names: Sequence[str], stated: Mapping[str, float]) -> dict[str, float]:
-    spaces = [name.rpartition(":")[0] for name in names]
-    wrong = [name for name in stated if name not in names and name not in spaces]
-    if wrong:
-        possible = ", ".join(dict.fromkeys([*names, *spaces]))
-        raise RetrievalUsageError(f"a weight is set for {wrong[0]!r}; lists of this query: {possible}")
-    return {
-        name: float(stated.get(name, stated.get(space, 1.0)))
-        for name, space in zip(names, spaces, strict=True)
-    }
 
 
 def _query(

@@ -154,7 +154,9 @@ class Searcher:
 
     def _vectors(self, hits: Sequence[SearchHit], by: str | None) -> dict[str, Vectors]:
         dense = [name for name, space in self._engine.spaces().items() if isinstance(space, Dense)]
-        name = by or next((space.name for space in self._spaces if space.name in dense), None)
+        # Of images first: two pictures with the same caption are no copies.
+        asked = sorted(self._spaces, key=lambda space: space.image is None)
+        name = by or next((space.name for space in asked if space.name in dense), None)
         if name is None or name not in dense:
             raise RetrievalUsageError(
                 f"items are to be compared in space {name!r}; spaces of one vector an item: "

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from vlmkit.cli import main
+from vlmkit_retrieval import Bm25Terms
 from vlmkit_retrieval.eval import Query, read_run, write_qrels, write_queries
 from vlmkit_retrieval.index import Index
 
@@ -80,6 +81,33 @@ def test_against_a_run_and_against_another_index(call, home):
     assert other["compare"]["difference"]["recall@1"]["mean"] == pytest.approx(less) and less < 0
     code, out, _ = call("j", "--qrels", "data/qrels.tsv", "--compare", "i", "-k", "1")
     assert code == 0 and "against i" in out and "difference" in out
+
+
+def test_all_lists_are_asked_or_those_that_are_named(call, home, photos, colours):
+    (photos / "green.txt").write_text("a crimson thing")
+    write_queries("data/words.jsonl", [Query("1", text="crimson, red")])
+    write_qrels("data/words.tsv", {"1": {"green.png": 1}})
+    with Index.open("i") as index:
+        index.sync([photos], [colours, Bm25Terms()], reference=["colour:x", "english"])
+    task = ["--qrels", "data/words.tsv", "--queries", "data/words.jsonl"]
+
+    def report(*words):
+        code, out, _ = call("i", *task, *words, "--json", "-")
+        assert code == 0
+        return json.loads(out)
+
+    def rank(found):
+        return 1 / found["by_query"]["1"]["mrr@10"]
+
+    assert report()["lists"] == {"bm25:text": 1.0, "colour:text": 1.0}
+    assert rank(report("--encoder", "bm25")) == 1 and rank(report("--encoder", "colour")) > 1
+    assert rank(report("--weight", "bm25=9")) == 1 and rank(report("--weight", "bm25=0")) > 1
+    worse = report("--encoder", "colour", "--compare", "i")["compare"]
+    assert worse["metrics"] == report()["metrics"] and worse["difference"]["mrr@10"]["mean"] < 0
+    code, out, _ = call("i", *task, "--weight", "bm25=9")
+    assert code == 0 and "lists: bm25:text (weight 9), colour:text\n" in out
+    code, _, err = call("i", "--qrels", "data/qrels.tsv", "--weight", "bm25=9")
+    assert code == 2 and "a weight is set for 'bm25'; lists of this query: colour:image, colour" in err
 
 
 def test_a_damaged_line_is_named(call, home):

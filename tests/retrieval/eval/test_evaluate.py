@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from vlmkit_retrieval import Bm25Terms
 from vlmkit_retrieval.errors import RetrievalError, RetrievalUsageError
 from vlmkit_retrieval.eval import (
     Query,
@@ -24,6 +26,7 @@ from vlmkit_retrieval.eval import (
 )
 from vlmkit_retrieval.eval.searching import disk_bytes
 from vlmkit_retrieval.index import Index
+from vlmkit_retrieval.search import SearchOptions
 from vlmkit_retrieval.types import Hit
 
 QRELS = {
@@ -166,27 +169,27 @@ class Both:
     def __init__(self):
         self.asked = []
 
-    def search(self, text=None, image=None, *, embedder, k=10):
+    def search(self, text=None, image=None, *, k=10):
         self.asked.append((text, image.size if image is not None else None, k))
         if text == "bad":
             raise RetrievalUsageError("this text is bad")
         return [Hit("b", 0.5, {}), Hit("a", 0.5, {})]
 
 
-def test_queries_of_both_kinds_reach_the_search(tmp_path, colours):
+def test_queries_of_both_kinds_reach_the_search(tmp_path):
     Image.new("RGB", (6, 4)).save(tmp_path / "q.png")
     both, steps = Both(), []
     queries = [Query("1", "like this but red", tmp_path / "q.png"), Query("2", "red")]
-    found = search_all(both, queries, colours, 7, lambda *step: steps.append(step))
+    found = search_all(both, queries, 7, lambda *step: steps.append(step))
     assert both.asked == [("like this but red", (6, 4), 7)] * 2 + [("red", None, 7)]
     assert found.run == {"1": {"b": 0.5, "a": 0.5}, "2": {"b": 0.5, "a": 0.5}}
     assert list(found.run["1"]) == ["b", "a"]
     assert len(found.milliseconds_Q) == 2 and steps == [(1, 2), (2, 2)]
 
 
-def test_a_query_that_fails_is_named(colours):
+def test_a_query_that_fails_is_named():
     with pytest.raises(RetrievalError, match="query 'q7': this text is bad"):
-        search_all(Both(), [Query("q7", "bad")], colours, 3)
+        search_all(Both(), [Query("q7", "bad")], 3)
 
 
 def test_a_task_whose_files_do_not_fit(data, tmp_path):
@@ -223,3 +226,71 @@ def test_measuring_imports_no_engine_and_no_torch(python):
     )
     output, errors = python(program).communicate(timeout=60)
     assert (output.strip(), errors) == ("[]", "")
+
+
+@pytest.fixture
+def captioned(index, photos, colours):
+    """The index with BM25 as well; the blue photo's caption has a word that no colour is."""
+    (photos / "deep" / "blue.txt").write_text("a sapphire")
+    (photos / "red.txt").write_text("a ruby")
+    encoders = [colours, Bm25Terms()]
+    index.sync([photos], encoders)
+    return index, encoders
+
+
+def test_all_lists_are_fused_as_a_search_does(captioned, data, photos, colours):
+    index, encoders = captioned
+    write_qrels(data / "qrels" / "words.tsv", {"text": {"deep/blue.png": 1}})
+    write_queries(data / "words.jsonl", [Query("text", "a red sapphire")])
+    task = load_task(data / "qrels" / "words.tsv", data / "words.jsonl")
+    found = evaluate(index, task, encoders, k=3)
+    hits = index.search("a red sapphire", embedder=encoders, k=3)
+    names = item_names(index, task)
+    assert list(found.run["text"].values()) == [hit.score for hit in hits]
+    assert found.run == names.rename({"text": {hit.id: hit.score for hit in hits}})
+    assert found.lists == {"colour:text": 1.0, "bm25:text": 1.0}
+    words = evaluate(index, task, encoders, k=3, options=SearchOptions(weights={"bm25": 9.0}))
+    pixels = evaluate(index, task, encoders, k=3, options=SearchOptions(weights={"bm25": 0.0}))
+    assert words.lists["bm25:text"] == 9.0 and pixels.as_dict()["lists"]["bm25:text"] == 0.0
+    assert words.estimates["mrr@3"].mean == 1.0
+    assert pixels.run == evaluate(index, task, colours, k=3).run
+    assert pixels.estimates["mrr@3"].mean < 1.0
+    assert differences(words, pixels)["mrr@3"].mean > 0
+
+
+def test_a_weight_counts_for_the_queries_that_ask_its_list(captioned, task):
+    index, encoders = captioned
+    options = SearchOptions(weights={"bm25": 2.0, "colour:image": 3.0})
+    found = evaluate(index, task, encoders, options=options)
+    assert found.lists == {"colour:text": 1.0, "bm25:text": 2.0, "colour:image": 3.0}
+    assert found.run["picture"] == evaluate(index, task, encoders).run["picture"]  # of one list
+    with pytest.raises(RetrievalUsageError, match=r"'word'; lists of this query: colour:text, bm25:text"):
+        evaluate(index, task, encoders, options=SearchOptions(weights={"word": 2.0}))
+    with pytest.raises(RetrievalError, match="query 'picture': every list has weight 0"):
+        evaluate(index, task, encoders, options=SearchOptions(weights={"colour:image": 0.0}))
+
+
+def test_every_approximate_space_that_is_asked_is_measured(captioned, task):
+    index, encoders = captioned
+    asked = []
+
+    class Recording:
+        """The index's engine, which says that it is approximate, and notes which spaces are asked so."""
+
+        approximate = True
+
+        def __init__(self, engine):
+            self.engine = engine
+
+        def __getattr__(self, name):
+            return getattr(self.engine, name)
+
+        def search(self, name, query, k, where=None, *, exact=True):
+            asked.extend([name] * (not exact and np.shape(query) == (3,)))
+            return self.engine.search(name, query, k, where)
+
+    index.engine = Recording(index.engine)
+    assert evaluate(index, task, encoders).exact["recall"] == 1.0
+    assert set(asked) == {"colour"}
+    words = replace(task, queries=task.queries[:1], qrels={"text": task.qrels["text"]})
+    assert evaluate(index, words, encoders[1]).exact is None

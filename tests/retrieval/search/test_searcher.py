@@ -214,6 +214,15 @@ def test_copies_do_not_take_the_places_of_others(list_engine, colours):
     assert [copy.id for copy in hits[0].duplicates] == [f"copy{n:03}" for n in range(1, 100)]
 
 
+def test_copies_are_compared_as_images_where_texts_are_asked_first(engine, colours):
+    engine.points["green"].vectors["captions"] = engine.points["rose"].vectors["captions"]
+    searcher = Searcher(engine, [text_space("captions", colours), image_space("colour", colours)])
+    hits = searcher.search("red", options=SearchOptions(collapse=True, near=0.999))
+    assert sorted(ids(hits)) == sorted(SHADES)
+    hits = searcher.search("red", options=SearchOptions(collapse=True, near=0.999, by="captions"))
+    assert len(hits) < len(SHADES)
+
+
 def test_near_ones_and_mmr_compare_in_a_named_space(searcher, engine):
     near = SearchOptions(collapse=True, near=0.85, by="colour")
     hits = searcher.search("red", options=near)
