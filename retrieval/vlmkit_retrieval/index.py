@@ -141,14 +141,9 @@ class Index(FilledBy):
             options or SyncOptions(), allow_empty=allow_empty or bool(options and options.allow_empty)
         )
         sync = Sync(self, paths, options)
-<<<<<<< HEAD
-        names = {self._enter(one, reference): one for one, reference in zip(given, references, strict=True)}
+        known = {self._enter(*one): one[0] for one in zip(given, references, names, strict=True)}
         self.engine.ensure(self.manifest.spaces())  # all at once: a space that comes later costs a copy
-        return sync.run(names, progress, encoded)
-=======
-        known = {self.add_encoder(*one): one[0] for one in zip(given, references, names, strict=True)}
         return sync.run(known, progress, encoded)
->>>>>>> i7-user
 
     def search(
         self,
