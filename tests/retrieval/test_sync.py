@@ -106,6 +106,24 @@ def test_an_unmounted_root_removes_nothing_unless_allowed(index, photos, colours
     assert counts(index.sync([photos], colours, allow_empty=True)) == {"removed": 3}
 
 
+def test_a_folder_that_is_left_empty_below_a_root_keeps_its_items(index, photos, colours):
+    """What an unmounted disk leaves, unless its files have other names now."""
+    index.sync([photos], colours)
+    (kept,) = (photos / "deep").iterdir()
+    away = photos.parent / "away.png"
+    kept.rename(away)
+    report = index.sync([photos], colours)
+    (bad,) = report.unreadable
+    assert bad.path == str(photos / "deep") and "index holds 1 items of it, which stay" in bad.reason
+    assert counts(report)["unchanged"] == 2 and str(kept) in index.engine.ids()
+    away.rename(photos / "other.png")
+    assert counts(index.sync([photos], colours)) == {"added": 1, "removed": 1, "unchanged": 2}
+    (photos / "other.png").rename(kept)
+    index.sync([photos], colours)
+    kept.unlink()
+    assert counts(index.sync([photos], colours, allow_empty=True)) == {"removed": 1, "unchanged": 2}
+
+
 @pytest.mark.parametrize(("name", "found"), [("nowhere", "does not exist"), ("hollow", "has no images")])
 def test_a_first_sync_without_images_names_the_suffixes(index, tmp_path, colours, name, found):
     (tmp_path / "hollow").mkdir()

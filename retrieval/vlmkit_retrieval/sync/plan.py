@@ -10,6 +10,7 @@ from vlmkit_retrieval.errors import RetrievalError
 from vlmkit_retrieval.scan import Scan, ScannedFile, is_under, scan
 from vlmkit_retrieval.sources import suffixes_of
 from vlmkit_retrieval.sync.stored import Record, Stored
+from vlmkit_retrieval.types import Unreadable
 
 
 class Plan:
@@ -46,11 +47,29 @@ class Plan:
         gone = [record for record in stored if self._is_gone(record)]
         for root in self.scan.roots:
             self._check_root(root, gone, allow_empty)
+        if not allow_empty:
+            gone = self._without_emptied(gone)
         self.gone = sorted(record.id for record in gone)
 
     def _is_gone(self, record: Record) -> bool:
         of_kind = PurePosixPath(record.path).suffix.lower() in self._suffixes
         return of_kind and record.path not in self.scan.files and self.scan.covers(record.path)
+
+    def _without_emptied(self, gone: Sequence[Record]) -> list[Record]:
+        """Those that may go: a folder that is left with nothing may be a disk that is not mounted."""
+        emptied: dict[str, list[Record]] = {}
+        for record in gone:
+            folder = _left_of(record.path)
+            if folder not in self.scan.roots and _is_empty(folder) and not self._moved([record]):
+                emptied.setdefault(folder, []).append(record)
+        for folder, kept in sorted(emptied.items()):
+            reason = (
+                f"is empty, and the index holds {len(kept)} items of it, which stay: is a disk not mounted? "
+                "To remove them, sync with --allow-empty (allow_empty=True), or remove the folder"
+            )
+            self.scan.unreadable.append(Unreadable(folder, reason))
+        stay = {record.id for kept in emptied.values() for record in kept}
+        return [record for record in gone if record.id not in stay]
 
     def _check_root(self, root: str, gone: Sequence[Record], allow_empty: bool) -> None:
         files = [file for file in self.scan.files.values() if is_under(file.id, root)]
@@ -84,3 +103,16 @@ class Plan:
         """Whether a lost file has another name now: renamed files keep size and time."""
         new = {(f.size, f.mtime_ns) for f in self.files if f.id not in self._stored.by_path}
         return any((record.state.size, record.state.mtime_ns) in new for record in lost)
+
+
+def _left_of(path: str) -> str:
+    """The nearest folder of a path that is still there."""
+    return next(str(folder) for folder in Path(path).parents if folder.is_dir())
+
+
+def _is_empty(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is None
+    except OSError:  # it cannot be read, so who knows what is in it
+        return True
