@@ -15,8 +15,8 @@ CORE = [Requirement(line) for line in PROJECT["dependencies"]]
 EXTRAS = [Requirement(line) for lines in PROJECT["optional-dependencies"].values() for line in lines]
 OTHERS = [r for r in EXTRAS if r.name not in ("vlmkit", "types-PyYAML")]
 SOURCES = ("vlmkit", "connectors", "retrieval")
-# A format of files without a promise yet, and templates that one test reads.
-BOUNDED = {"qdrant-edge-py", "trl"}
+# A format of files without a promise yet, templates that one test reads, and what other suites ask of us.
+BOUNDED = {"qdrant-edge-py", "trl", "mteb", "langchain-tests", "pytrec-eval-terrier"}
 KERNELS = {"flash_attn", "flash-attn", "xformers", "triton", "deepspeed", "apex", "causal_conv1d"}
 
 

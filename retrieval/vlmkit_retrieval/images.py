@@ -104,12 +104,13 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
         raise RetrievalError(f"{os.fspath(path)}: {error}") from error
 
 
-def read_file(path: Path, limit: int = MAX_BYTES) -> bytes:
-    """The content of a regular file of at most `limit` bytes (256 MiB).
+def read_file(path: Path, limit: int | None = None) -> bytes:
+    """The content of a regular file of at most `limit` bytes (None: `MAX_BYTES`, 256 MiB).
 
     Raises:
         ImageError: It cannot be read, is larger, or is no regular file (a pipe would wait for a writer).
     """
+    limit = MAX_BYTES if limit is None else limit
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

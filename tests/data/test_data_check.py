@@ -20,7 +20,8 @@ OPENED = []
 
 
 def _watch(event, arguments):
-    if event == "open" and isinstance(arguments[0], str | bytes) and str(arguments[0]).endswith(".png"):
+    # A file object; `os.open` below it, which has no mode, is told of as well.
+    if event == "open" and arguments[1] is not None and str(arguments[0]).endswith(".png"):
         OPENED.append(str(arguments[0]))
 
 

@@ -1,5 +1,6 @@
 """One short training for the whole folder: the quickstart's recipe with fewer steps."""
 
+import importlib
 import os
 import shutil
 from pathlib import Path
@@ -41,6 +42,8 @@ def home(tmp_path_factory):
 def in_home(home, monkeypatch):
     """Stand in the user's folder."""
     monkeypatch.chdir(home)
+    # Where "." is on the path, Python has kept the folder that it was before.
+    importlib.invalidate_caches()
     return home
 
 

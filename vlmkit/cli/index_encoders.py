@@ -165,7 +165,7 @@ def _one_named(load: Loader, index: Index, name: str) -> Encoder:
     if ":" not in name and not Path(name).is_dir():
         raise UsageError(
             f"--encoder {name} is neither an encoder of index {index.path} (it has: "
-            f"{', '.join(entries) or 'none'}) nor a run's directory; name one of these"
+            f"{', '.join(entries) or 'none'}) nor a run's directory; name one of these, or FAMILY:WEIGHTS"
         )
     return load.image(name)
 
