@@ -58,6 +58,7 @@ OPERATORS = [
 ]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items):
     """For `pytest -n`: a file stays in one process, and so do folders that train once for all their files."""
     for item in items:
