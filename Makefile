@@ -14,9 +14,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 quickstart: $(VENV)/.demo
 	$(BIN)/python -m vlmkit.quickstart
 
-# Two processes of one thread each: most tests are too small for two threads.
+# Two processes of one thread each, a file in one of them: most tests are too small for two threads.
 test: $(VENV)/.dev .timm/.done
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(VENV)/.dev .timm/.done
 	$(BIN)/python -m pytest -m slow

@@ -44,8 +44,8 @@ ROWS = [
     ("say yes", 0, "yes"),
 ]
 
-# Folders whose fixtures cost more than a second process saves.
-TOGETHER = ["end_to_end"]
+# Folders of longer trainings.
+LONGER = ["end_to_end"]
 
 # Where `make test` puts timm and the torchvision that it imports: out of sight of everything else.
 TIMM = Path(__file__).parents[1] / ".timm"
@@ -58,14 +58,6 @@ OPERATORS = [
 ]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
-def pytest_collection_modifyitems(items):
-    """For `pytest -n`: a file stays in one process, and so do folders that train once for all their files."""
-    for item in items:
-        own = item.path.parent if item.path.parent.name in TOGETHER else item.path
-        item.add_marker(pytest.mark.xdist_group(str(own.relative_to(item.config.rootpath))))
-
-
 def pytest_runtest_setup(item):
     """To draw the curves takes longer than a tiny training: a run of a test has an empty file in their place.
 
@@ -73,7 +65,7 @@ def pytest_runtest_setup(item):
     """
     run = sys.modules.get("vlmkit.train.run")
     if run is not None:
-        own = item.path.parent.name in TOGETHER
+        own = item.path.parent.name in LONGER
         run.plot_metrics = sys.modules["vlmkit.train.curves"].plot_metrics if own else _no_curves
 
 
