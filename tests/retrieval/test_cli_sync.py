@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from vlmkit.cli import main
+from vlmkit.cli import index_sync, main
 from vlmkit.cli.sync_console import SyncConsole
 from vlmkit.encoders.vit import ViT
 from vlmkit_retrieval.errors import IndexLockedError
@@ -118,7 +118,7 @@ class Watched:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def until(done, seconds=30):
+def until(done, seconds=120):
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, done
@@ -129,7 +129,8 @@ def test_watching_sees_changes_leaves_the_index_free_and_ends_cleanly(
     tmp_path, photos, colours, save_image, monkeypatch, capsys
 ):
     monkeypatch.setattr("vlmkit.embedders.load_encoder", lambda reference: colours)
-    index = tmp_path / "i"
+    index, syncs, sync = tmp_path / "i", [], index_sync._sync
+    monkeypatch.setattr(index_sync, "_sync", lambda *args: syncs.append(args) or sync(*args))
 
     def holds(count):
         def look():
@@ -147,7 +148,8 @@ def test_watching_sees_changes_leaves_the_index_free_and_ends_cleanly(
 
     def unmount():
         photos.rename(photos.with_name("away"))
-        time.sleep(0.3)
+        tried = len(syncs)
+        until(lambda: len(syncs) > tried + 2)
         return True
 
     def mount():

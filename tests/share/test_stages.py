@@ -19,7 +19,7 @@ from vlmkit.train.metrics import Silent, read_metrics
 from vlmkit.train.run import train_recipe
 from vlmkit.train.stage_run import Interrupted
 
-# A run in a process of its own, slow enough to be met while it trains its first stage. With `die` it dies
+# A run in a process of its own, which does not go on before it was met in its first stage. With `die` it dies
 # while it stores that stage: one file is there, no handler runs.
 OTHER = textwrap.dedent("""
     import os, signal, sys, time
@@ -31,7 +31,8 @@ OTHER = textwrap.dedent("""
 
     class Slow(Silent):
         def step(self, step, values):
-            time.sleep(0.4)
+            while not (Path(sys.argv[2]) / "met").exists():
+                time.sleep(0.02)
 
     def half(source, into, tensors):
         (into / "optimizer.pt").write_bytes(b"half")
@@ -134,11 +135,17 @@ def test_next_token_is_shared_with_the_same_model_only(make_recipe, train, stage
 
 
 @pytest.fixture
-def meet(make_recipe, train, stages, tmp_path, python):
+def meet(make_recipe, train, stages, tmp_path, python, listener, monkeypatch):
     """A function: start a run, begin another while the first trains; returns the first and what is said."""
 
+    share = tmp_path / "share"
+
+    def note(text):
+        listener.notes.append(text)
+        (share / "met").touch()
+
     def both(ends):
-        share = tmp_path / "share"
+        monkeypatch.setattr(listener, "note", note)
         recipe = make_recipe("other", [stages[0], {**stages[1], "steps": 1}]).model_dump_json()
         with ThreadPoolExecutor(1) as pool:
             other = pool.submit(python, OTHER, recipe, str(share), ends)

@@ -32,11 +32,19 @@ RECIPE = {
     "evaluate": {"data": {"type": "easy_vqa", "split": "test", "limit": 2}, "max_new_tokens": 2},
 }  # fmt: skip
 # What stands in for `vlmkit train`: it takes a while, or dies, or leaves the run that is its template behind,
-# with the score that it is told.
+# with the score that it is told. Those that meet in a folder wait for each other and let no more in.
 STAND_IN = """
 import json, os, shutil, sys, time
 template, run, manifest, does = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
 held = b"x" * does.get("bytes", 0)
+if "meet" in does:
+    folder, count = does["meet"]
+    own = os.path.join(folder, os.path.basename(run))
+    if sum(not name.endswith(".ended") for name in os.listdir(folder)) >= count:
+        sys.exit("more at once than asked")
+    open(own, "w").close()
+    while len(os.listdir(folder)) < count:
+        time.sleep(0.02)
 time.sleep(does.get("sleep", 0))
 if "signal" in does:
     os.kill(os.getpid(), does["signal"])
@@ -47,6 +55,8 @@ if not os.path.exists(run):
 manifest["report"]["exact_match"]["all"] = does.get("score", 0.5)
 with open(run + "/vlmkit.json", "w") as file:
     json.dump(manifest, file)
+if "meet" in does:
+    os.rename(own, own + ".ended")
 """
 
 

@@ -39,14 +39,11 @@ def test_every_combination_is_run_once_before_any_gets_its_second_seed(stand_in,
     assert started(tmp_path / "s") == [NAMES[0], NAMES[2], NAMES[1], NAMES[3]]
 
 
-def test_as_many_at_once_as_asked(stand_in, request_, tmp_path):
-    stand_in(**{name: {"sleep": 0.5} for name in NAMES})
-    taken = {}
-    for at_once in (1, 4):
-        began = time.monotonic()
-        sweep(request_, tmp_path / str(at_once), at_once)
-        taken[at_once] = time.monotonic() - began
-    assert taken[1] > 2.0 and taken[4] < taken[1] - 0.7
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_as_many_at_once_as_asked(stand_in, request_, tmp_path, at_once):
+    (tmp_path / "met").mkdir()
+    stand_in(**{name: {"meet": [str(tmp_path / "met"), at_once]} for name in NAMES})
+    assert sweep(request_, tmp_path / "s", at_once).whole
 
 
 def test_one_that_dies_ends_no_other_and_is_tried_again(stand_in, request_, started, tmp_path):
@@ -122,7 +119,7 @@ def test_more_seeds_and_values_repeat_nothing(stand_in, request_, recipe_file, s
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_all_and_the_same_call_goes_on(stand_in, request_, started, tmp_path, number):
-    stand_in(**{name: {"sleep": 20} for name in NAMES[1:]})
+    stand_in(**{name: {"sleep": 300} for name in NAMES[1:]})
     handlers = signal.getsignal(number)
 
     def interrupt():
@@ -131,10 +128,9 @@ def test_a_signal_stops_all_and_the_same_call_goes_on(stand_in, request_, starte
         signal.pthread_kill(threading.main_thread().ident, number)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    began = time.monotonic()
     with pytest.raises(Interrupted, match=r"stopped; 1 of 4 runs in .* are finished, and the same command"):
         sweep(request_, tmp_path / "s", 2)
-    assert time.monotonic() - began < 10 and signal.getsignal(number) is handlers
+    assert signal.getsignal(number) is handlers
     statuses = {name: row["status"] for name, row in table(tmp_path / "s").items()}
     assert sorted(statuses.values()) == ["finished", "interrupted", "interrupted", "waiting"]
 

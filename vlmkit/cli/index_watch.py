@@ -38,10 +38,10 @@ def watch(
             sync()
             while True:
                 time.sleep(seconds)
-                now = _state(index, paths, kinds)
-                if now == seen:
-                    continue
                 try:
+                    now = _state(index, paths, kinds)
+                    if now == seen:
+                        continue
                     sync()
                     seen, told = now, ""
                 except RetrievalError as error:

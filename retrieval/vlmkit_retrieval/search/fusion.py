@@ -97,12 +97,14 @@ def _found(lists: Sequence[RankedList], by: FuseBy) -> dict[str, tuple[Share, ..
 def _shares(own: RankedList, by: FuseBy) -> dict[str, Share]:
     """What a list gives to what it holds."""
     high, low = own.hits[0].score, own.hits[-1].score
-    parts = {
-        hit.id: 1 / (K + rank) if by == "ranks" else (hit.score - low) / (high - low) if high > low else 1.0
-        for rank, hit in enumerate(own.hits, 1)
-    }
+
+    def share(rank: int, score: float) -> float:
+        if by == "ranks":
+            return own.weight / (K + rank)
+        return own.weight * (score - low) / (high - low) if high > low else own.weight
+
     return {
-        hit.id: Share(own.name, own.weight, rank, hit.score, own.weight * parts[hit.id])
+        hit.id: Share(own.name, own.weight, rank, hit.score, share(rank, hit.score))
         for rank, hit in enumerate(own.hits, 1)
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from vlmkit_retrieval.errors import RetrievalError
@@ -57,18 +58,22 @@ class Plan:
 
     def _without_emptied(self, gone: Sequence[Record]) -> list[Record]:
         """Those that may go: a folder that is left with nothing may be a disk that is not mounted."""
-        emptied: dict[str, list[Record]] = {}
+        left: dict[str, list[Record]] = {}
         for record in gone:
-            folder = _left_of(record.path)
-            if folder not in self.scan.roots and _is_empty(folder) and not self._moved([record]):
-                emptied.setdefault(folder, []).append(record)
-        for folder, kept in sorted(emptied.items()):
+            left.setdefault(_left_of(record.path), []).append(record)
+        stay: set[str] = set()
+        for folder, lost in sorted(left.items()):
+            if folder in self.scan.roots or not _is_empty(folder):
+                continue
+            kept = [record for record in lost if not self._moved([record])]
+            if not kept:
+                continue
+            stay.update(record.id for record in kept)
             reason = (
                 f"is empty, and the index holds {len(kept)} items of it, which stay: is a disk not mounted? "
                 "To remove them, sync with --allow-empty (allow_empty=True), or remove the folder"
             )
             self.scan.unreadable.append(Unreadable(folder, reason))
-        stay = {record.id for kept in emptied.values() for record in kept}
         return [record for record in gone if record.id not in stay]
 
     def _check_root(self, root: str, gone: Sequence[Record], allow_empty: bool) -> None:
@@ -101,8 +106,12 @@ class Plan:
 
     def _moved(self, lost: Sequence[Record]) -> bool:
         """Whether a lost file has another name now: renamed files keep size and time."""
-        new = {(f.size, f.mtime_ns) for f in self.files if f.id not in self._stored.by_path}
-        return any((record.state.size, record.state.mtime_ns) in new for record in lost)
+        return any((record.state.size, record.state.mtime_ns) in self._new for record in lost)
+
+    @cached_property
+    def _new(self) -> set[tuple[int, int]]:
+        """Size and time of the files that the index does not know."""
+        return {(f.size, f.mtime_ns) for f in self.files if f.id not in self._stored.by_path}
 
 
 def _left_of(path: str) -> str:
