@@ -19,66 +19,25 @@ from PIL import Image
 from vlmkit_retrieval.errors import RetrievalUsageError
 from vlmkit_retrieval.search.asked import AskedSpace, image_space, patch_space, term_space
 from vlmkit_retrieval.search.terms import TermEncoder
-from vlmkit_retrieval.types import Dense, Embedder, Multi, Space, Sparse, Vectors
+from vlmkit_retrieval.types import Dense, Embedder, Multi, Space, Sparse, VectorEncoder, Vectors
 
 EncoderKind = Literal["image", "text", "terms", "patches"]
 KINDS: tuple[EncoderKind, ...] = get_args(EncoderKind)
 
 
-class TextEmbedder(Protocol):
+class TextEmbedder(VectorEncoder, Protocol):
     """What embeds captions, passages and queries.
 
     Where it has a method `embed_query` too, queries go there: checkpoints with a prompt for each need it.
-
-    Attributes:
-        name: Of the vector in the engine.
-        fingerprint: Hash of everything that changes the vectors.
-        embed_dim: Width of the vectors.
     """
-
-    @property
-    def name(self) -> str:
-        """Short name."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of everything that changes the vectors."""
-        ...
-
-    @property
-    def embed_dim(self) -> int:
-        """Width of the vectors."""
-        ...
 
     def embed_text(self, texts: Sequence[str]) -> Vectors:
         """Unit-length float32 vectors of shape (len(texts), embed_dim)."""
         ...
 
 
-class PatchEmbedder(Protocol):
-    """What gives several vectors of each image, compared by MaxSim.
-
-    Attributes:
-        name: Of the vectors in the engine; their mean has `pooled_name(name)`.
-        fingerprint: Hash of everything that changes the vectors.
-        embed_dim: Width of each vector.
-    """
-
-    @property
-    def name(self) -> str:
-        """Short name."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of everything that changes the vectors."""
-        ...
-
-    @property
-    def embed_dim(self) -> int:
-        """Width of each vector."""
-        ...
+class PatchEmbedder(VectorEncoder, Protocol):
+    """What gives several vectors of each image, compared by MaxSim; their mean has `pooled_name(name)`."""
 
     def embed_patches(self, images: Sequence[Image.Image]) -> list[Vectors]:
         """Of each image unit-length float32 vectors of shape (N, embed_dim), N x embed_dim <= 1,048,576."""

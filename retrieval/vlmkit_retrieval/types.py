@@ -21,9 +21,8 @@ Vectors = NDArray[np.float32]
 PayloadKind = Literal["keyword", "integer", "float", "text", "tenant"]
 
 
-@runtime_checkable
-class Embedder(Protocol):
-    """What fills an index and turns a query into a vector.
+class VectorEncoder(Protocol):
+    """What an index asks of everything that makes vectors, whatever it makes them of.
 
     Attributes:
         name: Short name, used as the name of the vector in the engine (`vit`, `clip`).
@@ -45,6 +44,11 @@ class Embedder(Protocol):
     def embed_dim(self) -> int:
         """Width of the vectors."""
         ...
+
+
+@runtime_checkable
+class Embedder(VectorEncoder, Protocol):
+    """What fills an index with images and turns a query into a vector."""
 
     def embed_images(self, images: Sequence[Image.Image]) -> Vectors:
         """Unit-length float32 vectors of shape (len(images), embed_dim)."""
