@@ -140,17 +140,21 @@ def test_a_run_of_something_else_is_refused(index, task, tmp_path, line, says):
         measure_run(tmp_path / "run", task, item_names(index, task))
 
 
+class Approximate:
+    """The index's engine, which says that it is approximate."""
+
+    approximate = True
+
+    def __init__(self, engine):
+        self.engine = engine
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+
 def test_an_approximate_engine_is_measured_against_exact(index, task, colours):
-    class Erring:
-        """The index's engine, whose approximate search loses the best hit."""
-
-        approximate = True
-
-        def __init__(self, engine):
-            self.engine = engine
-
-        def __getattr__(self, name):
-            return getattr(self.engine, name)
+    class Erring(Approximate):
+        """Its approximate search loses the best hit."""
 
         def search(self, name, query, k, where=None, *, exact=True):
             found = self.engine.search(name, query, k + (not exact), where)
@@ -274,16 +278,8 @@ def test_every_approximate_space_that_is_asked_is_measured(captioned, task):
     index, encoders = captioned
     asked = []
 
-    class Recording:
-        """The index's engine, which says that it is approximate, and notes which spaces are asked so."""
-
-        approximate = True
-
-        def __init__(self, engine):
-            self.engine = engine
-
-        def __getattr__(self, name):
-            return getattr(self.engine, name)
+    class Recording(Approximate):
+        """Notes which spaces are asked so."""
 
         def search(self, name, query, k, where=None, *, exact=True):
             asked.extend([name] * (not exact and np.shape(query) == (3,)))
