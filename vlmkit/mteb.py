@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmkit.errors import MissingExtraError, UsageError
+from vlmkit_retrieval.encoders import embeds_text
 from vlmkit_retrieval.images import upright_rgb
 from vlmkit_retrieval.types import Embedder, Vectors
 
@@ -123,17 +124,8 @@ def _meta(embedder: Embedder, name: str) -> ModelMeta:
             "revision": embedder.fingerprint,
             "embed_dim": embedder.embed_dim,
             "similarity_fn_name": ScoringFunction.COSINE,
-            "modalities": ["text", "image"] if _embeds_text(embedder) else ["image"],
+            "modalities": ["text", "image"] if embeds_text(embedder) else ["image"],
             "framework": ["PyTorch"],
             "use_instructions": False,
         }
     )
-
-
-def _embeds_text(embedder: Embedder) -> bool:
-    """Ask the encoder itself: by contract it raises ValueError without a text tower."""
-    try:
-        embedder.embed_text(["a photo"])
-    except ValueError:
-        return False
-    return True

@@ -73,6 +73,15 @@ def width_of(encoder: Encoder) -> int:
     return int(getattr(encoder, "embed_dim", 0))
 
 
+def embeds_text(embedder: Embedder) -> bool:
+    """Whether an image encoder has a text tower; by contract it raises ValueError where it has none."""
+    try:
+        embedder.embed_text(["a photo"])
+    except ValueError:
+        return False
+    return True
+
+
 def pooled_name(name: str) -> str:
     """The space of the mean of each item's patches."""
     return f"{name}-mean"

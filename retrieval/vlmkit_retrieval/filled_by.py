@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vlmkit_retrieval.encoders import Encoder, kind_of, width_of
+from vlmkit_retrieval.encoders import Encoder, embeds_text, kind_of, width_of
 from vlmkit_retrieval.errors import RetrievalError, RetrievalUsageError
 from vlmkit_retrieval.manifest import EncoderEntry, Manifest
 from vlmkit_retrieval.types import Engine, same_space
@@ -59,7 +59,9 @@ class FilledBy:
         stored = self.manifest.encoders.get(name)
         if stored is None:
             kind = kind_of(encoder)
-            text = _embeds_text(encoder) if kind == "image" else kind != "patches"
+            text = kind != "patches"
+            if kind == "image":
+                text = embeds_text(encoder)  # type: ignore[arg-type]
             entry = EncoderEntry(fingerprint, width_of(encoder), reference or "", text, kind)
             self._check_spaces(name, entry)
         else:
@@ -154,15 +156,6 @@ def _without(done: Mapping[str, str] | list[str], name: str) -> Any:
     if isinstance(done, Mapping):
         return {other: fingerprint for other, fingerprint in done.items() if other != name}
     return [other for other in done if other != name]
-
-
-def _embeds_text(embedder: Any) -> bool:
-    """Ask the encoder itself: by contract it raises ValueError without a text tower."""
-    try:
-        embedder.embed_text(["a photo"])
-    except ValueError:
-        return False
-    return True
 
 
 def _describe(entry: EncoderEntry) -> str:

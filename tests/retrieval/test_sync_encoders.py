@@ -10,6 +10,7 @@ import pytest
 from mixing import MixingImages, MixingPatches, MixingTexts, mixing
 
 from vlmkit_retrieval.digest import digest
+from vlmkit_retrieval.encoders import embeds_text
 from vlmkit_retrieval.errors import RetrievalError, RetrievalUsageError
 from vlmkit_retrieval.index import Index
 from vlmkit_retrieval.search import Bm25Terms
@@ -205,3 +206,7 @@ def test_every_kind_is_searched(index, folder):
         "patches": 7,
         "bm25": 9,
     }
+
+
+def test_an_image_encoder_says_itself_whether_it_embeds_texts(colours, grey):
+    assert embeds_text(colours) and not embeds_text(grey)
