@@ -6,6 +6,8 @@ model see the same pixels of a file.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import io
 import os
@@ -125,6 +127,35 @@ def read_file(path: Path, limit: int | None = None) -> bytes:
 
 def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # does not wait for a pipe's other end
+
+
+def from_base64(encoded: str) -> bytes:
+    """The bytes of an image that came as text; line breaks and spaces in it are no harm.
+
+    Raises:
+        ImageError: They would be over `MAX_BYTES` (said before anything is decoded), or it is not base64.
+    """
+    if len(encoded) > MAX_BYTES * 4 // 3:
+        raise ImageError(f"the image is larger than {MAX_BYTES // 1024**2} MiB")
+    try:
+        return base64.b64decode("".join(encoded.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(f"the image is not valid base64 ({error})") from None
+
+
+def in_data_uri(url: str) -> str | None:
+    """The base64 text of a data URI; None where an address is of another kind.
+
+    Raises:
+        ImageError: A data URI of another form than `data:image/png;base64,DATA`.
+    """
+    scheme, _, rest = url.partition(":")
+    if scheme.lower() != "data":
+        return None
+    head, found, data = rest.partition(",")
+    if not found or not head.lower().endswith(";base64"):
+        raise ImageError("a data URI needs the form data:image/png;base64,DATA")
+    return data
 
 
 def sha256(data: bytes) -> str:

@@ -147,7 +147,8 @@ def test_a_fetched_image_is_looked_at_like_any_other(read, monkeypatch):
         read(message, fetch=lambda url: b"<svg>")
     with pytest.raises(UsageError, match="fetch_image gave str"):
         read(message, fetch=lambda url: "text")
-    monkeypatch.setattr("vlmkit.langchain.blocks.MAX_BYTES", 3)
+    for module in ("vlmkit.langchain.blocks", "vlmkit_retrieval.images"):
+        monkeypatch.setattr(f"{module}.MAX_BYTES", 3)
     with pytest.raises(VlmkitError, match="larger than"):
         read(message, fetch=lambda url: b"1234")
     with pytest.raises(VlmkitError, match="larger than"):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vlmkit_retrieval.errors import RetrievalError
-from vlmkit_retrieval.images import ImageError, decode_image, load_image
+from vlmkit_retrieval.images import ImageError, decode_image, from_base64, in_data_uri, load_image
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -68,3 +68,22 @@ def test_16_bit_grey_keeps_its_contrast():
 def test_load_image_names_the_file(tmp_path):
     with pytest.raises(RetrievalError, match=r"gone\.png: No such file"):
         load_image(tmp_path / "gone.png")
+
+
+def test_bytes_that_come_as_text(monkeypatch):
+    assert from_base64("QUJD\nRA==  ") == b"ABCD"
+    for wrong in ("QUJ", "Q-JD", "é"):
+        with pytest.raises(ImageError, match=r"^the image is not valid base64 \("):
+            from_base64(wrong)
+    monkeypatch.setattr("vlmkit_retrieval.images.MAX_BYTES", 3)
+    assert from_base64("QUJD") == b"ABC"
+    with pytest.raises(ImageError, match=r"^the image is larger than 0 MiB"):
+        from_base64("QUJDRA==")
+
+
+def test_a_data_uri_has_one_form():
+    assert in_data_uri("DATA:image/png;BASE64,QUJD,") == "QUJD,"
+    assert in_data_uri("https://example.org/data:image/png;base64,QUJD") is None
+    for wrong in ("data:", "data:image/png,QUJD", "data:image/png;base64"):
+        with pytest.raises(ImageError, match=r"^a data URI needs the form"):
+            in_data_uri(wrong)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image
 from vlmkit.data.sample import open_image
 from vlmkit.errors import UsageError, VlmkitError
 from vlmkit.messages import ImageSource, read_image
-from vlmkit_retrieval.images import FORMATS, MAX_BYTES, read_file
+from vlmkit_retrieval.images import FORMATS, MAX_BYTES, ImageError, from_base64, in_data_uri, read_file
 
 Fetch = Callable[[str], bytes]
 # Of block types that hold no text; the value is what is in them.
@@ -83,14 +82,14 @@ def _from_url(url: Any, where: str, fetch: Fetch | None) -> Image.Image:
     """The image of a data URI, or behind an address that `fetch` looks up."""
     if not isinstance(url, str):
         raise UsageError(f"{where}: an image's url must be text, found {type(url).__name__}")
-    scheme, _, rest = url.partition(":")
-    if scheme.lower() == "data":
-        head, found, data = rest.partition(",")
-        if not found or not head.lower().endswith(";base64"):
-            raise UsageError(f"{where}: a data URI needs the form data:image/png;base64,DATA")
+    try:
+        data = in_data_uri(url)
+    except ImageError as error:
+        raise UsageError(f"{where}: {error}") from None
+    if data is not None:
         return open_image(_decode(data, where), where)
     shown = url if len(url) <= 80 else f"{url[:80]}..."
-    if scheme.lower() not in ("http", "https"):
+    if url.partition(":")[0].lower() not in ("http", "https"):
         raise UsageError(
             f"{where}: the image {shown!r} is not read, for a message may come from a stranger; "
             "put the file into the message with vlmkit.langchain.image_block(FILE)"
@@ -113,12 +112,10 @@ def _fetched(fetch: Fetch, url: str, shown: str, where: str) -> bytes:
 
 
 def _decode(data: str, where: str) -> bytes:
-    if len(data) > MAX_BYTES * 4 // 3:
-        raise VlmkitError(f"{where}: the image is larger than {MAX_BYTES // 1024**2} MiB")
     try:
-        return base64.b64decode("".join(data.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise VlmkitError(f"{where}: the image is not valid base64 ({error})") from None
+        return from_base64(data)
+    except ImageError as error:
+        raise VlmkitError(f"{where}: {error}") from None
 
 
 def refused_block(block: Mapping[str, Any], where: str) -> UsageError:

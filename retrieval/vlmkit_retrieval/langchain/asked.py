@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +9,7 @@ from langchain_core.messages import HumanMessage
 from PIL import Image
 
 from vlmkit_retrieval.errors import RetrievalError, RetrievalUsageError
-from vlmkit_retrieval.images import MAX_BYTES, ImageError, decode_image
+from vlmkit_retrieval.images import MAX_BYTES, ImageError, decode_image, from_base64, in_data_uri
 
 # A text; a picture; a message, or the blocks of one.
 Query = str | Image.Image | HumanMessage | Sequence[str | Mapping[str, Any]]
@@ -70,18 +68,16 @@ def _picture(block: Mapping[str, Any], where: str, fetch: Fetch | None) -> Image
         raise RetrievalUsageError(
             f"{where}: an image without 'base64' or 'url' is not possible; put its bytes into the block"
         )
-    scheme, _, rest = url.partition(":")
-    if scheme.lower() == "data":
-        head, found, data = rest.partition(",")
-        if not found or not head.lower().endswith(";base64"):
-            raise RetrievalUsageError(f"{where}: a data URI needs the form data:image/png;base64,DATA")
-        return _decoded(_bytes(data, where), where)
-    return _decoded(_fetched(url, scheme.lower(), where, fetch), where)
+    try:
+        data = in_data_uri(url)
+    except ImageError as error:
+        raise RetrievalUsageError(f"{where}: {error}") from None
+    return _decoded(_fetched(url, where, fetch) if data is None else _bytes(data, where), where)
 
 
-def _fetched(url: str, scheme: str, where: str, fetch: Fetch | None) -> bytes:
+def _fetched(url: str, where: str, fetch: Fetch | None) -> bytes:
     shown = url if len(url) <= 80 else f"{url[:80]}..."
-    if scheme not in ("http", "https") or fetch is None:
+    if url.partition(":")[0].lower() not in ("http", "https") or fetch is None:
         raise RetrievalUsageError(
             f"{where}: the image {shown!r} is not opened, for a message may come from a stranger; put the "
             "bytes into the block, pass image=load_image(FILE), or fetch_image=FUNCTION for http(s)"
@@ -93,12 +89,10 @@ def _fetched(url: str, scheme: str, where: str, fetch: Fetch | None) -> bytes:
 
 
 def _bytes(encoded: str, where: str) -> bytes:
-    if len(encoded) > MAX_BYTES * 4 // 3:
-        raise RetrievalError(f"{where}: the image is larger than {MAX_BYTES // 1024**2} MiB")
     try:
-        return base64.b64decode("".join(encoded.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise RetrievalError(f"{where}: the image is not valid base64 ({error})") from None
+        return from_base64(encoded)
+    except ImageError as error:
+        raise RetrievalError(f"{where}: {error}") from None
 
 
 def _decoded(data: bytes, where: str) -> Image.Image:
