@@ -18,8 +18,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--encoder",
         action="append",
-        metavar="RUN|NAME",
-        help="ask this one only, by its name in the index or where it is now; may be repeated (all)",
+        metavar="NAME|RUN|NAME=RUN",
+        help="ask this one only, by its name in the index, where it is now, or both; may be repeated (all)",
     )
     parser.add_argument(
         "--weight",

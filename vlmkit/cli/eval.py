@@ -108,7 +108,7 @@ def _evaluate(
     from rich.console import Console
 
     from vlmkit.cli.console import bars
-    from vlmkit.cli.index_encoders import to_search_with
+    from vlmkit.cli.search_encoders import to_search_with
     from vlmkit_retrieval import Index
     from vlmkit_retrieval.eval import evaluate, item_names
 

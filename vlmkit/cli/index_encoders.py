@@ -1,11 +1,11 @@
-"""Which encoders a command on an index needs, and loading them."""
+"""Which encoders a sync of an index needs, and loading those of any index."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,6 @@ from vlmkit.errors import UsageError
 
 if TYPE_CHECKING:
     from vlmkit.encoders.base import VisionEncoder
-    from vlmkit_retrieval import Index
     from vlmkit_retrieval.encoders import Encoder
     from vlmkit_retrieval.manifest import EncoderEntry, Manifest
 
@@ -73,7 +72,7 @@ def _shared(one: Named, share: Path) -> Named:
 
 
 def _all_of(known: Manifest) -> list[Named]:
-    entries = {name: entry for name, entry in known.encoders.items() if _can_be_loaded(entry)}
+    entries = {name: entry for name, entry in known.encoders.items() if can_be_loaded(entry)}
     if not entries:
         raise UsageError(
             "the index knows no encoder; name the one that fills it: --encoder RUN or FAMILY:WEIGHTS"
@@ -130,47 +129,8 @@ def full_reference(reference: str) -> str:
     return str(Path(reference).resolve()) if Path(reference).is_dir() else reference
 
 
-def to_search_with(index: Index, names: Sequence[str] | None, *, text: bool, image: bool) -> list[Encoder]:
-    """The encoders to search by: those named, or all that the index remembers and that can take the query.
-
-    Args:
-        index: An open index.
-        names: Of the index's encoders, or runs and `FAMILY:WEIGHTS`; none for all.
-        text: The query has a text, which goes to every space but those of encoders of images alone.
-        image: The query has an image, which goes to image encoders and patches.
-    """
-    load, entries = Loader(), index.manifest.encoders
-    if names:
-        return [_one_named(load, index, name) for name in names]
-    able = {
-        name: entry
-        for name, entry in entries.items()
-        if _can_be_loaded(entry) and ((text and entry.text) or (image and entry.kind in ("image", "patches")))
-    }
-    if not able:
-        part = "texts" if text else "images"
-        raise UsageError(
-            f"index {index.path} has no encoder that takes {part} and that it knows how to load (it has: "
-            f"{', '.join(entries) or 'none'}); name one: --encoder RUN, or add one: vlmkit index sync "
-            f"{index.path} PATH --encoder RUN"
-        )
-    return [load.remembered(name, entry) for name, entry in able.items()]
-
-
-def _one_named(load: Loader, index: Index, name: str) -> Encoder:
-    """An encoder by its name in the index, or by where it is now."""
-    entries = index.manifest.encoders
-    if name in entries:
-        return load.remembered(name, entries[name])
-    if ":" not in name and not Path(name).is_dir():
-        raise UsageError(
-            f"--encoder {name} is neither an encoder of index {index.path} (it has: "
-            f"{', '.join(entries) or 'none'}) nor a run's directory; name one of these, or FAMILY:WEIGHTS"
-        )
-    return load.image(name)
-
-
-def _can_be_loaded(entry: EncoderEntry) -> bool:
+def can_be_loaded(entry: EncoderEntry) -> bool:
+    """Whether an index knows where an encoder is; one that was added in Python may have no reference."""
     return bool(entry.reference)
 
 
@@ -227,7 +187,8 @@ class Loader:
             and not Path(entry.reference).is_dir()
         ):
             raise UsageError(
-                f"the index remembers the text encoder {entry.reference}, which is gone; bring it back"
+                f"the index remembers the text encoder {entry.reference}, which is gone; give "
+                f"--encoder {name}=DIR (to a sync: --text-encoder {name}=DIR)"
             )
         return self.of_kind(entry.kind, entry.reference, name)
 

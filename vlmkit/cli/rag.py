@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Retrieve, ask, print the answer and its evidence."""
     from vlmkit.cli.console import print_json, shown
-    from vlmkit.cli.index_encoders import to_search_with
+    from vlmkit.cli.search_encoders import to_search_with
     from vlmkit_retrieval import Index, answer_question
 
     options = asking.options(args)

@@ -102,7 +102,7 @@ def _hits(
     where: Mapping[str, Any] | None,
     options: SearchOptions,
 ) -> list[SearchHit]:
-    from vlmkit.cli.index_encoders import to_search_with
+    from vlmkit.cli.search_encoders import to_search_with
 
     encoders = to_search_with(index, args.encoder, text=query is not None, image=image is not None)
     return index.search(query, image, embedder=encoders, k=args.k, where=where, options=options)
