@@ -61,6 +61,9 @@ def test_every_kind_from_the_first_sync_to_a_search(tmp_path, captioned, vit, ca
     assert "bm25" not in out
     _, out, _ = run(capsys, "search", index, "--image", captioned / "green.png", "--explain", "-k", "1")
     assert "green.png" in out and "vit:image: rank 1" in out and "vit-patches:image: rank 1" in out
+    words = ["--encoder", "vit-patches=vit:x", "--explain", "-k", "1"]
+    _, out, _ = run(capsys, "search", index, "--image", captioned / "green.png", *words)
+    assert "vit-patches:image: rank 1" in out and "vit:image" not in out
     _, out, _ = run(capsys, "search", index, "gears", "--encoder", "bm25", "--explain", "-k", "1")
     assert "bm25:text" in out and "text:text" not in out.replace("bm25:text", "")
     for stated, says in (("bm25", "is not SPACE=N"), ("=2", "is not SPACE=N"), ("dino=2", "'dino'")):
@@ -189,3 +192,68 @@ def test_progress(terminal):
     assert "images/s" in shown and "1000/1000" in shown
     if not terminal:
         assert len(shown.splitlines()) == 10 and "left" in shown and "\x1b" not in shown
+
+
+class Log:
+    """What a sync shows in a log, by a clock that the test sets."""
+
+    def __init__(self):
+        self.now, self.screen = 0.0, io.StringIO()
+        self.console = SyncConsole(Console(file=self.screen, width=120), lambda: self.now)
+
+    def files(self, seconds, done):
+        self.now += seconds
+        self.console.files(done, 1000)
+
+    def encoded(self, seconds, *told):
+        self.now += seconds
+        self.console.encoded(*told)
+
+    @property
+    def last(self):
+        return self.screen.getvalue().splitlines()[-1]
+
+
+def test_progress_says_what_is_encoded():
+    log = Log()
+    log.encoded(10, "minilm", 400, "texts")
+    log.encoded(0, "bm25", 400, "texts")
+    assert log.screen.getvalue() == ""
+    log.files(0, 100)
+    assert log.last == "sync 100/1000 files  40.0 texts/s  1:30 left"
+    log.encoded(10, "clip", 20)
+    log.files(0, 200)
+    assert log.last == "sync 200/1000 files  20.0 texts/s  1.0 images/s  1:20 left"
+    log.files(200, 300)
+    log.files(200, 400)
+    assert log.last == "sync 400/1000 files  20:00 left", "nothing was encoded of late"
+
+
+def test_a_block_of_many_texts_is_told_before_it_is_done():
+    log = Log()
+    log.encoded(40, "minilm", 32, "texts")
+    assert log.last == "sync 0/? files  0.8 texts/s"
+    log.encoded(40, "minilm", 32, "texts")
+    log.files(0, 100)
+    assert log.last == "sync 100/1000 files  0.8 texts/s  12:00 left"
+    log.encoded(40, "minilm", 32, "texts")
+    assert log.last == "sync 100/1000 files  0.8 texts/s  11:20 left"
+
+
+def test_the_time_left_forgets_files_that_did_not_change():
+    log = Log()
+    log.files(1, 500)
+    assert log.last.endswith("0:01 left")
+    for done in (600, 700, 800):
+        log.files(60, done)
+    assert log.last == "sync 800/1000 files  2:00 left"
+
+
+def test_a_sync_tells_its_console_texts_from_images(tmp_path, captioned, vit, capsys, monkeypatch):
+    told = []
+    monkeypatch.setattr(SyncConsole, "encoded", lambda self, *of: told.append(of))
+    words = ["--encoder", "vit:x", "--text-encoder", MINILM, "--bm25", "--patches", "--kinds", "images,text"]
+    assert run(capsys, "index", "sync", tmp_path / "i", captioned, *words)[0] == 0
+    assert {name: unit for name, _, unit in told} == {
+        "vit": "images", "vit-patches": "images", "text": "texts", "bm25": "texts"
+    }  # fmt: skip

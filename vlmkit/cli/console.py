@@ -57,14 +57,14 @@ def print_parts(title: str, rows: Sequence[PartRow], console: Console | None = N
     (console or Console()).print(table)
 
 
-def bars(console: Console) -> Progress:
-    """Progress bars with a free text at the end."""
+def bars(console: Console, *, time_left: bool = True) -> Progress:
+    """Progress bars with a free text at the end, and the time left unless the text says it."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[values]}"),
-        TimeRemainingColumn(),
+        *([TimeRemainingColumn()] if time_left else []),
         console=console,
     )
 

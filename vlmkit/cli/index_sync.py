@@ -98,6 +98,11 @@ def _sync(args: argparse.Namespace, named: Sequence[Named], options: SyncOptions
     from vlmkit_retrieval.optimize import advice
 
     with Index.create_or_open(args.index, args.engine) as index, SyncConsole() as console:
+
+        def encoded(name: str, count: int) -> None:
+            of_pixels = index.manifest.encoders[name].kind in ("image", "patches")
+            console.encoded(name, count, "images" if of_pixels else "texts")
+
         report = index.sync(
             args.paths,
             [one.encoder for one in named],
@@ -105,7 +110,7 @@ def _sync(args: argparse.Namespace, named: Sequence[Named], options: SyncOptions
             reference=[one.reference for one in named],
             name=[one.name for one in named],
             options=options,
-            encoded=console.encoded,
+            encoded=encoded,
         )
         hint = advice(index.engine)
     _print(args, report)
