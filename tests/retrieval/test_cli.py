@@ -41,7 +41,7 @@ def test_an_engine_is_a_url(filled, tmp_path, capsys, engine):
 def test_an_index_may_be_kept_by_local_mode(filled, tmp_path, capsys):
     assert main(["index", "copy", str(filled), str(tmp_path / "new"), "--engine", "local:engine"]) == 0
     assert main(["index", "info", str(tmp_path / "new")]) == 0
-    assert "engine: local:engine\nitems: 3" in capsys.readouterr().out
+    assert "engine: local:engine (local mode of qdrant-client)\nitems: 3" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", ["sync", "copy"])

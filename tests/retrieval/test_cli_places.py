@@ -86,6 +86,10 @@ def test_spaces_that_nobody_can_load_are_named_where_they_would_be_searched(
         f"index {index}: not searched: bm25, text ({stored}); to search all: --encoder colour "
         "--encoder bm25=LANGUAGE --encoder text=DIR\n"
     )
+    _, out, _ = run("index", "info", index)
+    assert "searched by text and image, from colour:x" in out
+    assert out.count(", how to load it is not stored") == 3
+    assert "encoder text: texts of 1 item, 384 numbers, " in out
     code, _, err = run("search", index, "--image", captioned / "red.png")
     assert code == 0 and err.startswith(f"index {index}: not searched: grey ({stored})") and "text" not in err
     words = ["--encoder", "colour", "--encoder", f"text={MINILM}", "--encoder", "bm25=english"]

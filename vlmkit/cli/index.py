@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 from vlmkit.cli import index_optimize, index_sync
 
@@ -79,6 +77,7 @@ def _forget(args: argparse.Namespace) -> int:
 
 def _info(args: argparse.Namespace) -> int:
     from vlmkit.cli.console import print_json
+    from vlmkit.cli.index_info import info_lines
     from vlmkit_retrieval import Index
     from vlmkit_retrieval.optimize import advice, built_of
 
@@ -87,18 +86,9 @@ def _info(args: argparse.Namespace) -> int:
     if args.json:
         print_json({**info, "optimized": asdict(built), "advice": hint})
     else:
-        lines = [f"{name}: {value}" for name, value in info.items() if name != "encoders"]
-        lines += [f"encoder {name}: {_entry(entry)}" for name, entry in info["encoders"].items()]
-        lines += [*index_optimize.built_lines(built), *([hint] if hint else [])]
+        lines = [*info_lines(info), *index_optimize.built_lines(built), *([hint] if hint else [])]
         sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 0
-
-
-def _entry(entry: Mapping[str, Any]) -> str:
-    width = f", {entry['dim']} numbers" if entry["dim"] else ""
-    place = entry["reference"] or "an unknown place"
-    text = "" if entry["kind"] != "image" else ", texts and images" if entry["text"] else ", images alone"
-    return f"{entry['kind']}, {entry['items']} items{width}{text}, from {place} ({entry['fingerprint'][:12]})"
 
 
 def _copy(args: argparse.Namespace) -> int:
