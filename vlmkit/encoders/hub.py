@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmkit.errors import VlmkitError
-from vlmkit.weights import resolve_weights
+from vlmkit.weights import reachable_weights
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
@@ -21,7 +21,7 @@ def load_pretrained(cls: Any, reference: str, **arguments: Any) -> Any:
     Raises:
         VlmkitError: There is nothing of that kind, or it cannot be reached.
     """
-    path = resolve_weights(reference)
+    path = reachable_weights(reference)
     with _readable(reference):
         return cls.from_pretrained(path, **arguments)
 
@@ -41,7 +41,7 @@ def read_processor(reference: str) -> dict[str, Any]:
     """
     from transformers.utils import cached_file
 
-    path = resolve_weights(reference)
+    path = reachable_weights(reference)
     for name in PROCESSOR_FILES:
         with _readable(reference):
             found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
@@ -61,8 +61,9 @@ def cached_path(reference: str, name: str) -> str | None:
     """
     from transformers.utils import cached_file
 
+    path = reachable_weights(reference)
     with _readable(reference):
-        found = cached_file(resolve_weights(reference), name, _raise_exceptions_for_missing_entries=False)
+        found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
     return None if found is None else str(found)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlmkit.encoders.timm_model import OURS, build, import_timm, statement
 from vlmkit.errors import UsageError, VlmkitError
-from vlmkit.weights import resolve_weights
+from vlmkit.weights import reachable_weights
 
 HUB = "timm/"
 # Names that timm and open_clip give to the file.
@@ -106,7 +106,7 @@ def _find(weights: str, names: Sequence[str]) -> Path | None:
     """
     from transformers.utils import cached_file
 
-    path = resolve_weights(weights)
+    path = reachable_weights(weights)
     try:
         for name in names:
             found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)

@@ -14,7 +14,7 @@ from vlmkit.encoders.colours import IMAGENET
 from vlmkit.encoders.hub import read_config, read_processor
 from vlmkit.encoders.processors import stated_crop, stated_pixels
 from vlmkit.errors import UsageError, VlmkitError
-from vlmkit.weights import resolve_weights
+from vlmkit.weights import reachable_weights
 
 
 def stored_file(weights: str, name: str) -> Path | None:
@@ -26,7 +26,7 @@ def stored_file(weights: str, name: str) -> Path | None:
     from transformers.utils import cached_file
 
     try:
-        found = cached_file(resolve_weights(weights), name, _raise_exceptions_for_missing_entries=False)
+        found = cached_file(reachable_weights(weights), name, _raise_exceptions_for_missing_entries=False)
     except OSError as error:
         reason = str(error).strip().partition("\n")[0]
         raise VlmkitError(f"weights {weights!r} cannot be read: {reason}") from error

@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from vlmkit.errors import UsageError, VlmkitError, unknown_name
 from vlmkit.llm import gguf
 from vlmkit.llm.stored import load_stored
-from vlmkit.weights import resolve_weights
+from vlmkit.weights import reachable_weights
 
 IMAGE_TOKEN = "<image>"
 
@@ -33,7 +33,7 @@ def pretrained(
     Raises:
         VlmkitError: The weights cannot be found or read, a tensor is missing, or the tokenizer is of no use.
     """
-    path = resolve_weights(weights)
+    path = reachable_weights(weights)
     if path.endswith(gguf.SUFFIX):
         path = str(gguf.converted(Path(path)))
     try:
