@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from vlmkit_retrieval.errors import FileError
@@ -90,7 +91,8 @@ class Work:
         found = slot.known(list(wanted))
         missing = [key for key in wanted if key not in found]
         if slot.runs and missing:
-            made = slot.embed(missing, lambda key: self._content(slot, wanted[key]), self._batch)
+            load = partial(self._content, slot, wanted)
+            made = slot.embed(missing, load, partial(self._no_vectors, wanted), self._batch)
             self._encoded(slot.name, len(made))
             found |= made
         for key, vectors in found.items():
@@ -99,23 +101,30 @@ class Work:
                 task.done[slot.name] = slot.fingerprint
                 task.got.add(slot.name)
 
-    def _content(self, slot: Slot, tasks: Sequence[Task]) -> Any:
-        """The pixels or the text that these tasks share; without pixels they are refused."""
-        item = tasks[0].item
+    def _content(self, slot: Slot, wanted: Mapping[str, Sequence[Task]], key: str) -> Any:
+        """The pixels or the text that the tasks of a content share; without pixels they are refused."""
+        item = wanted[key][0].item
         if not slot.of_pixels:
             return item.text
         assert item.image is not None
         try:
             return item.image()
         except FileError as error:
-            place = (
-                "" if item.id == item.payload["path"] else item.id.removeprefix(item.payload["path"] + "#")
-            )
-            reason = f"{place.replace('=', ' ')}: {error}" if place else str(error)
-            for task in tasks:
+            for task in wanted[key]:
                 task.refused = True
-                self._reader.refuse(task.file.id, reason)
+                self._refuse(task, str(error))
             return None
+
+    def _no_vectors(self, wanted: Mapping[str, Sequence[Task]], key: str, reason: str) -> None:
+        """No vectors of a content: its items are stored without, and the next sync tries again."""
+        for task in wanted[key]:
+            self._refuse(task, reason)
+
+    def _refuse(self, task: Task, reason: str) -> None:
+        """A line for the report: the file, and which part of it."""
+        path = task.file.id
+        place = "" if task.item.id == path else task.item.id.removeprefix(path + "#").replace("=", " ")
+        self._reader.refuse(path, f"{place}: {reason}" if place else reason)
 
     def _of_file(self, file: ScannedFile) -> Iterator[Task]:
         records = self._stored.of(file.id)

@@ -1,0 +1,146 @@
+"""What cannot be used is a line that names the file, and the index is what the folders give now."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mixing import MixingImages, MixingPatches, MixingTexts
+
+from vlmkit_retrieval.digest import digest
+from vlmkit_retrieval.index import Index
+from vlmkit_retrieval.search import Bm25Terms
+from vlmkit_retrieval.sync import SyncOptions
+from vlmkit_retrieval.types import Terms
+
+KINDS = SyncOptions(kinds=["images", "text"])
+RED = (255, 0, 0)
+
+
+def lines(report):
+    return {(Path(bad.path).name, bad.reason) for bad in report.unreadable}
+
+
+def names(index, space):
+    return sorted(os.path.basename(point.id) for point in index.engine.scroll() if space in point.vectors)
+
+
+def fresh(tmp_path, folder, encoders, options):
+    """The digest of a new index, and what its sync reported."""
+    with Index.create_or_open(tmp_path / f"fresh-{len(list(tmp_path.iterdir()))}") as index:
+        report = index.sync([folder], encoders, options=options)
+        return digest(index.engine), lines(report)
+
+
+class Failing:
+    """Makes of red images, and of texts about red, what no engine stores; of all else what it should."""
+
+    bad = np.nan
+
+    def _spoil(self, contents, rows):
+        for content, row in zip(contents, rows, strict=True):
+            if content == "red" or getattr(content, "getpixel", lambda _: None)((0, 0)) == RED:
+                row[...] = self.bad
+        return rows
+
+
+class FailingImages(Failing, MixingImages):
+    def embed_images(self, images):
+        return self._spoil(images, super().embed_images(images))
+
+
+class FailingTexts(Failing, MixingTexts):
+    def embed_text(self, texts):
+        return self._spoil(texts, super().embed_text(texts))
+
+
+class FailingPatches(Failing, MixingPatches):
+    def embed_patches(self, images):
+        return self._spoil(images, super().embed_patches(images))
+
+
+class FailingTerms(Bm25Terms):
+    bad = np.nan
+
+    def embed_documents(self, texts):
+        found = zip(texts, super().embed_documents(texts), strict=True)
+        return [
+            Terms(terms.indices, [self.bad] * len(terms.values)) if text == "red" else terms
+            for text, terms in found
+        ]
+
+
+@pytest.fixture
+def folder(tmp_path, save_image):
+    for name, colour in {"a": "green", "b": "red", "c": "blue", "d": "red", "e": "white"}.items():
+        save_image(tmp_path / "files" / f"{name}.png", colour)
+        (tmp_path / "files" / f"{name}.caption").write_text(colour)
+    (tmp_path / "files" / "notes.md").write_text("red")
+    return tmp_path / "files"
+
+
+@pytest.fixture
+def index(tmp_path):
+    with Index.create_or_open(tmp_path / "i") as opened:
+        yield opened
+
+
+GIVES = {np.nan: "has NaN or Inf", np.inf: "has NaN or Inf", 0.0: "is all zeros, it points nowhere"}
+
+
+@pytest.mark.parametrize("bad", GIVES)
+@pytest.mark.parametrize("kind", [FailingImages, FailingPatches, FailingTexts])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_what_an_encoder_cannot_do_is_named_and_the_rest_is_synced(index, folder, kind, bad, batch):
+    failing, terms = kind("f"), Bm25Terms()
+    failing.bad = bad
+    options = SyncOptions(kinds=["images", "text"], batch=batch)
+    report = index.sync([folder], [failing, terms], options=options)
+    line = f"what encoder 'f' made of it {GIVES[bad]}; check the encoder"
+    told = {(bad.path, bad.reason.replace("'s weights", "")) for bad in report.unreadable}
+    texts = {(str(folder / "notes.md"), f"chunk 1: {line}")} if kind is FailingTexts else set()
+    assert told == {(str(folder / name), line) for name in ("b.png", "d.png")} | texts
+    assert names(index, "f") == ["a.png", "c.png", "e.png"]
+    assert len(names(index, "bm25")) == 6, "what other encoders made of it is stored"
+
+
+def test_terms_without_a_number_are_named_too(index, folder):
+    report = index.sync([folder], [MixingImages("images"), FailingTerms()], options=KINDS)
+    assert {name for name, _ in lines(report)} == {"b.png", "d.png", "notes.md"}
+    assert names(index, "bm25") == ["a.png", "c.png", "e.png"] and len(names(index, "images")) == 5
+
+
+def test_patches_too_large_for_float16_are_named_too(index, folder):
+    failing = FailingPatches("f")
+    failing.bad = 1e5
+    assert {name for name, _ in lines(index.sync([folder], failing))} == {"b.png", "d.png"}
+
+
+def test_the_same_index_whatever_happened_before_an_encoder_failed(tmp_path, index, folder, save_image):
+    """Files that were fine before, one that was not, and a sync that failed before."""
+    encoders = [FailingImages("images"), FailingTexts("text"), FailingPatches("patches"), Bm25Terms()]
+    save_image(folder / "a.png", "red", size=(3, 3))
+    save_image(folder / "b.png", "white", size=(3, 3))
+    (folder / "b.caption").write_text("another")
+    index.sync([folder], encoders, options=KINDS)
+    save_image(folder / "a.png", "green")
+    save_image(folder / "b.png", "red")
+    (folder / "b.caption").write_text("red")
+    (folder / "c.png").rename(folder / "0.png")
+    for _ in range(2):
+        report = index.sync([folder], encoders)
+        assert (digest(index.engine), lines(report)) == fresh(tmp_path, folder, encoders, KINDS)
+
+
+def test_the_next_sync_tries_again(tmp_path, index, folder):
+    failing = [FailingImages("images"), FailingTexts("text"), FailingPatches("patches")]
+    index.sync([folder], failing, options=KINDS)
+    failing[0].seen.clear()
+    assert len(lines(index.sync([folder], failing))) == 2 + 3 + 2
+    assert len(failing[0].seen) == 1, "what could be encoded is not encoded again"
+    mended = [MixingImages("images"), MixingTexts("text"), MixingPatches("patches")]
+    report = index.sync([folder], mended)
+    assert (report.embedded_by, report.unreadable) == ({"images": 1, "text": 1, "patches": 1}, ())
+    assert digest(index.engine) == fresh(tmp_path, folder, mended, KINDS)[0]
