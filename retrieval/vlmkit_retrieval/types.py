@@ -261,7 +261,7 @@ class SyncReport:
     Attributes:
         added: Items that were not there.
         changed: Items whose file content changed, or that had no vector of this encoder yet.
-        removed: Items whose file is gone.
+        removed: Items whose file is gone, or gives them no more.
         unchanged: Items left alone.
         embedded: Images and texts that went through an encoder (others came from the feature store); a text
             for BM25 is not counted.

@@ -6,16 +6,20 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pdfs
 import pytest
 from mixing import MixingImages, MixingPatches, MixingTexts
 
 from vlmkit_retrieval.digest import digest
+from vlmkit_retrieval.errors import FileError
 from vlmkit_retrieval.index import Index
 from vlmkit_retrieval.search import Bm25Terms
+from vlmkit_retrieval.sources.pdf_process import PdfProcess
 from vlmkit_retrieval.sync import SyncOptions
 from vlmkit_retrieval.types import Terms
 
 KINDS = SyncOptions(kinds=["images", "text"])
+ALL = SyncOptions(kinds=["images", "text", "pdf"])
 RED = (255, 0, 0)
 
 
@@ -144,3 +148,61 @@ def test_the_next_sync_tries_again(tmp_path, index, folder):
     report = index.sync([folder], mended)
     assert (report.embedded_by, report.unreadable) == ({"images": 1, "text": 1, "patches": 1}, ())
     assert digest(index.engine) == fresh(tmp_path, folder, mended, KINDS)[0]
+
+
+def pages(index):
+    return [point.payload["page"] for point in index.engine.scroll() if "page" in point.payload]
+
+
+def refuse(monkeypatch, numbers, method):
+    """Let PDFium fail at some pages (from 1 on), when they are read or when they are drawn."""
+    work = getattr(PdfProcess, method)
+
+    def failing(self, document, number, *more):
+        if number + 1 in numbers:
+            raise FileError("PDFium fails")
+        return work(self, document, number, *more)
+
+    monkeypatch.setattr(PdfProcess, method, failing)
+
+
+@pytest.mark.parametrize("edited", [True, False])
+@pytest.mark.parametrize(("refused", "left"), [([2], [1, 3]), ([1, 2, 3], [])])
+@pytest.mark.parametrize("method", ["page", "draw"])
+def test_pages_that_cannot_be_used_any_more_are_gone(
+    tmp_path, index, folder, monkeypatch, edited, refused, left, method
+):
+    """Of a file that was edited, and of one that only an encoder that is new reads again."""
+    encoders = [MixingTexts("text"), MixingImages("images")]
+    (folder / "manual.pdf").write_bytes(pdfs.pdf("one", "two", "three"))
+    report = index.sync([folder], encoders if edited else encoders[:1], options=ALL)
+    assert pages(index) == [1, 2, 3] and not report.unreadable
+    if edited:
+        (folder / "manual.pdf").write_bytes(pdfs.pdf("one", "two changed", "three"))
+    refuse(monkeypatch, refused, method)
+    for removed in (len(refused), 0):
+        report = index.sync([folder], encoders)
+        assert (pages(index), report.removed) == (left, removed)
+        assert lines(report) and all("PDFium fails" in reason for _, reason in lines(report))
+        assert (digest(index.engine), lines(report)) == fresh(tmp_path, folder, encoders, ALL)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_file_that_is_lost_while_it_is_read_keeps_its_items(index, folder, monkeypatch, gone):
+    """Its disk may be away, or somebody is writing it: nobody knows its pages."""
+    encoders, file = [MixingTexts("text"), MixingImages("images")], folder / "manual.pdf"
+    file.write_bytes(pdfs.pdf("one", "two", "three"))
+    index.sync([folder], encoders, options=ALL)
+    file.write_bytes(pdfs.pdf("one", "two", "three", "four"))
+    page = PdfProcess.page
+
+    def losing(self, document, number):
+        if number == 2:
+            self.close()
+            file.unlink() if gone else file.write_bytes(b"another")
+        return page(self, document, number)
+
+    monkeypatch.setattr(PdfProcess, "page", losing)
+    report = index.sync([folder], encoders)
+    assert {name for name, _ in lines(report)} == {"manual.pdf"}
+    assert pages(index) == [1, 2, 3] and report.removed == 0

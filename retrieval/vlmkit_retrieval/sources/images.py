@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlmkit_retrieval.errors import FileError
+from vlmkit_retrieval.errors import FileError, FileLostError
 from vlmkit_retrieval.images import decode_image, image_size, read_file, sha256
 from vlmkit_retrieval.scan import ScannedFile
 from vlmkit_retrieval.sources.captions import Captions
@@ -62,9 +62,12 @@ def read_again(path: Path, sha: str) -> bytes:
     """The content of a file that was read before.
 
     Raises:
-        FileError: It is another one now.
+        FileLostError: It is another one now, or gone.
     """
-    data = read_file(path)
+    try:
+        data = read_file(path)
+    except FileError as error:
+        raise FileLostError(str(error)) from error
     if sha256(data) != sha:
-        raise FileError("it changed while it was read; sync again")
+        raise FileLostError("it changed while it was read; sync again")
     return data

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlmkit_retrieval.errors import FileError
+from vlmkit_retrieval.errors import FileError, FileLostError
 from vlmkit_retrieval.images import MAX_PIXELS, ImageSizeError, read_file, sha256
 from vlmkit_retrieval.scan import ScannedFile
 from vlmkit_retrieval.sources.images import read_again
@@ -43,7 +43,8 @@ class PdfSource:
         """The pages of a file; those that cannot be used are told to `refuse`, in one line a file.
 
         Raises:
-            FileError: It is no PDF, is damaged or cut off, has no pages or too many, or needs a password.
+            FileError: It is no PDF, is damaged or cut off, has no pages or too many, or needs a password; or
+                it is lost while its pages are read.
         """
         opened = self._open(Path(file.id))
         bad: list[str] = []
@@ -51,6 +52,8 @@ class PdfSource:
         for number in range(opened.pages):
             try:
                 item = self._item(file.id, opened, number)
+            except FileLostError:
+                raise
             except FileError as error:
                 bad.append(f"page {number + 1}: {error}")
                 crashes += isinstance(error, PdfCrash)

@@ -63,6 +63,7 @@ class Reader:
 
     Attributes:
         refused: Files, or parts of them, that are not used, and why.
+        unread: Ids of files that are not used as a whole: of their parts nothing is known.
 
     Raises:
         RetrievalUsageError: An unknown kind.
@@ -74,6 +75,7 @@ class Reader:
     ) -> None:
         suffixes_of(kinds)
         self.refused: list[Unreadable] = []
+        self.unread: set[str] = set()
         self._sources: dict[str, Source] = {}
         for kind in kinds:
             source = SOURCES[kind].open(rules or Rules(), files, self.refuse)
@@ -84,6 +86,7 @@ class Reader:
         try:
             yield from self._source(file).read(file)
         except FileError as error:
+            self.unread.add(file.id)
             self.refuse(file.id, str(error))
 
     def rule(self, file: ScannedFile) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from vlmkit_retrieval.errors import FileError
+from vlmkit_retrieval.errors import FileError, FileLostError
 from vlmkit_retrieval.scanned import ScannedFile
 from vlmkit_retrieval.sources import Item, Reader
 from vlmkit_retrieval.sync.slots import Slot
@@ -27,7 +27,7 @@ class Task:
         done: Fingerprints by name of the encoders whose vectors it has, or has got.
         vectors: Those that it has got, by space.
         got: Names of the encoders that gave them.
-        refused: Its pixels cannot be had; it stays as it is stored.
+        refused: Its pixels cannot be had; it is not written.
     """
 
     item: Item
@@ -53,7 +53,7 @@ class Work:
 
     Attributes:
         unchanged: Items that need not be looked at.
-        stale: Ids of items that their file has no more.
+        stale: Ids of items that their file has no more, or that cannot be used any more.
     """
 
     def __init__(
@@ -113,6 +113,10 @@ class Work:
             for task in wanted[key]:
                 task.refused = True
                 self._refuse(task, str(error))
+                # A part that cannot be used is none of the file's items; of a whole file the older one stays.
+                is_part = task.item.id != task.file.id and not isinstance(error, FileLostError)
+                if is_part and task.record is not None:
+                    self.stale.append(task.record.id)
             return None
 
     def _no_vectors(self, wanted: Mapping[str, Sequence[Task]], key: str, reason: str) -> None:
@@ -143,7 +147,7 @@ class Work:
         refusals = len(self._reader.refused)
         items = list(self._reader.read(file))
         refusals = len(self._reader.refused) - refusals
-        if not refusals:  # else nobody knows which of the older items a refused part was
+        if file.id not in self._reader.unread:  # else nobody knows what it has
             self.stale += sorted(set(known).difference(item.id for item in items))
         for item in items:
             yield Task(item, file, len(items) + refusals, known.get(item.id))
