@@ -206,3 +206,100 @@ def test_a_file_that_is_lost_while_it_is_read_keeps_its_items(index, folder, mon
     report = index.sync([folder], encoders)
     assert {name for name, _ in lines(report)} == {"manual.pdf"}
     assert pages(index) == [1, 2, 3] and report.removed == 0
+
+
+# A folder's one file of captions, as it should be and in ways that it should not.
+FINE = '{"file_name": "b.png", "text": "bee"}\n{"file_name": "deep/c.png", "text": "sea"}\n'
+BROKEN = {
+    "not UTF-8": ("captions.json", b"\xff"),
+    "no rows at all": ("captions.json", b'{"info": {"year": 2017}}'),
+    "a bad row": ("metadata.jsonl", FINE.encode() + b"{\n"),
+    "nobody's row": ("metadata.jsonl", FINE.encode() + b'{"file_name": "z.png", "text": "zed"}\n'),
+    "no text": ("b.txt", b"\xff"),
+}
+HISTORIES = {
+    "it was fine before": ["mend", "sync", "spoil"],
+    "the first image is gone": ["add 0", "sync", "drop 0"],
+    "an image came before the first": ["drop a", "sync", "add a"],
+    "a folder below was first": ["sync deep"],
+    "it broke, was mended and broke": ["sync", "mend", "sync", "spoil"],
+    "two images shared it, one is left": ["add b.jpg", "sync", "drop b.jpg"],
+    "one image had it, two have it": ["drop b", "add b.jpg", "sync", "add b", "sync", "drop b.jpg"],
+}
+
+
+@pytest.fixture
+def album(tmp_path, save_image):
+    for name in ("a", "b", "deep/c", "deep/d"):
+        save_image(tmp_path / "album" / f"{name}.png", (len(name), ord(name[-1]), 7))
+    return tmp_path / "album"
+
+
+def step(index, album, save_image, broken, words):
+    """One word of a history."""
+    name, content = broken
+    verb, _, what = words.partition(" ")
+    path = album / (what if "." in what else f"{what}.png")
+    match verb:
+        case "sync":
+            return index.sync([album / what], [MixingImages("images"), Bm25Terms()])
+        case "spoil":
+            (album / name).write_bytes(content)
+        case "mend":
+            (album / name).write_text("{}" if name.endswith(".json") else "bee" if "txt" in name else FINE)
+        case "add":
+            save_image(path, (8, 8, 8))
+        case "drop":
+            path.unlink()
+    return None
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_file_of_captions_is_told_whatever_happened_before(
+    tmp_path, index, album, save_image, how, history
+):
+    step(index, album, save_image, BROKEN[how], "spoil")
+    for words in HISTORIES[history]:
+        step(index, album, save_image, BROKEN[how], words)
+    told = fresh(tmp_path, album, [MixingImages("images"), Bm25Terms()], None)
+    assert [name for name, _ in told[1]] == [BROKEN[how][0]]
+    for _ in range(2):
+        report = step(index, album, save_image, BROKEN[how], "sync ")
+        assert (digest(index.engine), lines(report)) == told
+
+
+def test_images_are_not_read_again_while_their_file_of_captions_is_broken(index, album, monkeypatch):
+    (album / "captions.json").write_text("{")
+    index.sync([album], MixingImages("images"))
+    with monkeypatch.context() as unread:
+        unread.setattr("vlmkit_retrieval.sources.images.read_file", None)
+        report = index.sync([album], MixingImages("images"))
+    assert (len(lines(report)), report.unchanged) == (1, 4)
+
+
+def test_what_broke_and_was_mended_without_a_trace_is_seen(tmp_path, index, album):
+    """As by its permissions: size and time are what they were."""
+    captions, encoders = album / "captions.json", [MixingImages("images"), Bm25Terms()]
+    for content in ('{"b.png": "bee"}', '{"b.png": "bee"]', '{"b.png": "bee"}'):
+        captions.write_text(content)
+        os.utime(captions, ns=(1, 1))
+        report = index.sync([album], encoders)
+        assert len(lines(report)) == content.endswith("]")
+        assert names(index, "bm25") == ([] if content.endswith("]") else ["b.png"])
+        assert (digest(index.engine), lines(report)) == fresh(tmp_path, album, encoders, None)
+
+
+def test_a_row_of_an_image_that_goes_is_told_and_one_elsewhere_is_not(tmp_path, index, album):
+    """Of a sync of a folder below, rows of images above it are nobody's fault."""
+    encoders = MixingImages("images")
+    (album / "metadata.jsonl").write_text(FINE)
+    assert not lines(index.sync([album], encoders))
+    (album / "b.png").unlink()
+    (album / "deep" / "c.png").unlink()
+    for _ in range(2):
+        [(name, reason)] = lines(index.sync([album / "deep"], encoders))
+        assert name == "metadata.jsonl" and "row 2 names" in reason and "more" not in reason
+    report = index.sync([album], encoders)
+    assert (digest(index.engine), lines(report)) == fresh(tmp_path, album, encoders, None)
+    assert [reason.endswith("(and 1 rows more)") for _, reason in lines(report)] == [True]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,10 @@ class ImageSource:
         sha = sha256(data)
         text = None if caption is None else caption.text
         yield Item(file.id, "image", sha, text, payload, _decoder(Path(file.id), sha))
+
+    def check(self, files: Sequence[ScannedFile]) -> Collection[str]:
+        """A folder's one file of captions: what is wrong with it is told though no image is read."""
+        return self._captions.check(files)
 
     def close(self) -> None:
         """Nothing is held."""

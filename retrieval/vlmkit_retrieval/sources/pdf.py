@@ -6,7 +6,7 @@ import hashlib
 import math
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,6 +64,10 @@ class PdfSource:
                 break
         if bad:
             self._refuse(file.id, bad[0] + (f" (and {len(bad) - 1} pages more)" if len(bad) > 1 else ""))
+
+    def check(self, files: Sequence[ScannedFile]) -> Collection[str]:
+        """Nothing is shared."""
+        return ()
 
     def close(self) -> None:
         """End PDFium's process."""

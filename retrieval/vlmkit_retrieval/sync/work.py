@@ -132,7 +132,7 @@ class Work:
 
     def _of_file(self, file: ScannedFile) -> Iterator[Task]:
         records = self._stored.of(file.id)
-        if not is_current(records, file, self._reader.rule(file)):
+        if not is_current(records, file, self._reader.rule(file), self._reader.broken(file)):
             return self._read(file, records)
         lacking = [slot for slot in self._slots if slot.runs and any(map(slot.lacks, records))]
         if not lacking:
@@ -144,9 +144,9 @@ class Work:
 
     def _read(self, file: ScannedFile, records: Sequence[Record]) -> Iterator[Task]:
         known = {record.id: record for record in records}
-        refusals = len(self._reader.refused)
+        refusals = self._reader.refusals
         items = list(self._reader.read(file))
-        refusals = len(self._reader.refused) - refusals
+        refusals = self._reader.refusals - refusals + self._reader.broken(file)
         if file.id not in self._reader.unread:  # else nobody knows what it has
             self.stale += sorted(set(known).difference(item.id for item in items))
         for item in items:
