@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from vlmkit_retrieval.errors import RetrievalError
 from vlmkit_retrieval.index import Index
+from vlmkit_retrieval.place import beside
 from vlmkit_retrieval.types import Point
 
 _BATCH = 256
@@ -36,19 +36,19 @@ def copy_index(
         RetrievalError: The source is no index, or the target (or the engine's collection) is not empty.
     """
     place = Path(target).resolve()
-    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
-        raise RetrievalError(f"{os.fspath(target)} exists and is not empty; copy into a new directory")
-    new = place.with_name(f".{place.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        copied = _copy(source, new, engine)
+    with beside(place) as folder:
+        _check_empty(place)
+        copied = _copy(source, folder / "index", engine)
+        _check_empty(place)  # somebody may have made it meanwhile
         if place.exists():
             place.rmdir()
-        new.rename(place)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
+        (folder / "index").rename(place)
     return copied
+
+
+def _check_empty(target: Path) -> None:
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise RetrievalError(f"{target} exists and is not empty; copy into a new directory")
 
 
 def _copy(source: str | os.PathLike[str], target: Path, engine: str | None) -> int:

@@ -23,6 +23,10 @@ class FileError(RetrievalError):
     """A file, or a part of one, that cannot be used; the message is the reason alone, without a name."""
 
 
+class FileLostError(FileError):
+    """A file that was opened cannot be read any more, or is another one: nothing is known of its parts."""
+
+
 class IndexLockedError(RetrievalError):
     """Another process (or another object of this one) holds the index; one may at a time."""
 

@@ -22,6 +22,7 @@ from vlmkit_retrieval.engines import engine_kind, located, open_engine
 from vlmkit_retrieval.errors import RetrievalError, RetrievalUsageError
 from vlmkit_retrieval.feature_store import FeatureStore
 from vlmkit_retrieval.filled_by import FilledBy
+from vlmkit_retrieval.json_file import clear_unfinished
 from vlmkit_retrieval.lock import FileLock
 from vlmkit_retrieval.manifest import MANIFEST, Manifest
 from vlmkit_retrieval.place import Discard, check_free, make
@@ -46,15 +47,23 @@ class Index(FilledBy):
         features: Vectors by content.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, disposable: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, disposable: bool = False, first: Manifest | None = None
+    ) -> None:
         self.path = Path(path)
-        self.manifest = Manifest.load(self.path)
+        if first is None:
+            Manifest.load(self.path)  # a directory of something else gets no lock file
         with ExitStack() as opened:
             lock = FileLock(self.path / ".lock", f"index {self.path}")
             opened.callback(lock.release)
             self._discard = Discard(self.path, disposable)
             opened.push(self._discard)  # runs when the engine is closed and the lock still held
-            self.manifest = Manifest.load(self.path)  # again: its last holder may just have written it
+            clear_unfinished(self.path / MANIFEST)
+            if (
+                first is not None and not (self.path / MANIFEST).exists()
+            ):  # another process may have been first
+                first.save(self.path)
+            self.manifest = Manifest.load(self.path)
             self.engine = open_engine(located(self.manifest.engine, self.path))
             opened.callback(self.engine.close)
             self.features = FeatureStore(self.path / "features.sqlite")
@@ -88,13 +97,13 @@ class Index(FilledBy):
             RetrievalError: As `open`, or the directory holds something else, or another engine.
         """
         directory = Path(path)
-        made = False
+        made, first = False, None
         if not (directory / MANIFEST).exists():
             engine_kind(engine or "engine")
             check_free(directory)
             made = make(directory)
-            Manifest(engine or "engine").save(directory)
-        index = cls(directory, disposable=made)
+            first = Manifest(engine or "engine")
+        index = cls(directory, disposable=made, first=first)
         if engine not in (None, index.manifest.engine):
             index.close()
             raise RetrievalUsageError(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vlmkit_retrieval.encoders import KINDS, EncoderKind, spaces_of
 from vlmkit_retrieval.errors import RetrievalError, RetrievalUsageError
+from vlmkit_retrieval.json_file import write_json
 from vlmkit_retrieval.types import Space
 
 MANIFEST = "vlmkit-index.json"
@@ -66,14 +66,8 @@ class Manifest:
         }
 
     def save(self, directory: Path) -> None:
-        """Replace the file in one step: a reader sees the old one or the new one."""
-        new = directory / f".{MANIFEST}.new"
-        with new.open("w", encoding="utf-8") as file:
-            json.dump({"schema": SCHEMA, **asdict(self)}, file, indent=2, ensure_ascii=False, sort_keys=True)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(directory / MANIFEST)
+        """Replace the file in one step; needs the index's lock."""
+        write_json(directory / MANIFEST, {"schema": SCHEMA, **asdict(self)})
 
     @classmethod
     def load(cls, directory: Path) -> Manifest:

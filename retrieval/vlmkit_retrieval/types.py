@@ -252,7 +252,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file that sync could not use, and why."""
+    """A file, or a part of it, that a sync could not use or give a vector, and why."""
 
     path: str
     reason: str
@@ -265,12 +265,12 @@ class SyncReport:
     Attributes:
         added: Items that were not there.
         changed: Items whose file content changed, or that had no vector of this encoder yet.
-        removed: Items whose file is gone.
+        removed: Items whose file is gone, or gives them no more.
         unchanged: Items left alone.
         embedded: Images and texts that went through an encoder (others came from the feature store); a text
             for BM25 is not counted.
-        unreadable: Files, or parts of them, that could not be used; an older version of such an item stays in
-            the index.
+        unreadable: Files, or parts of them, that could not be used, and those of which an encoder made
+            nothing that can be stored. Older items of a file that cannot be read stay in the index.
         texts: How many of these are texts.
         embedded_by: What went through each encoder, by its name; those that did not run are left out.
     """

@@ -15,7 +15,8 @@ import time
 import traceback
 from pathlib import Path
 
-from mixing import mixing
+import numpy as np
+from mixing import MixingImages, mixing
 from PIL import Image
 
 from vlmkit_retrieval import Bm25Terms
@@ -24,14 +25,24 @@ from vlmkit_retrieval.index import Index
 from vlmkit_retrieval.sync import SyncOptions
 
 
+class FailingImages(MixingImages):
+    """Makes NaN of a few images."""
+
+    def embed_images(self, images):
+        rows = super().embed_images(images)
+        rows[[image.getpixel((0, 0))[2] % 9 == 4 for image in images]] = np.nan
+        return rows
+
+
 def fill(folder: Path) -> None:
-    """Images, two of the same content, with captions; texts of several chunks."""
+    """Images, two of the same content, with captions, and a broken file of them; texts of several chunks."""
     for n in range(44):
         place = folder / ("a" if n % 2 else "b") / f"{n:02}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4), (5 * n % 250 if n != 7 else 15, 9, 200 - n if n != 7 else 197)).save(place)
         if n % 3 == 0:
             place.with_suffix(".caption").write_text(f"a picture, number {n}")
+    (folder / "b" / "captions.json").write_text("{")
     for name in ("one", "two"):
         text = "\n\n".join(f"# Part {n} of {name}\n\nSome words about {name} and {n}." for n in range(40))
         (folder / f"{name}.md").write_text(text)
@@ -42,6 +53,7 @@ def edit(folder: Path) -> None:
     Image.new("RGB", (4, 4), (1, 2, 3)).save(folder / "a" / "010.png")
     Image.new("RGB", (5, 4), (7, 7, 7)).save(folder / "b" / "12.png")
     (folder / "b" / "15.caption").unlink(missing_ok=True)
+    (folder / "b" / "captions.json").write_text('{"12.png": "now a caption"}')
     (folder / "a" / "03.caption").write_text("another caption")
     (folder / "a" / "05.png").unlink()
     (folder / "b" / "20.png").rename(folder / "a" / "20.png")
@@ -51,7 +63,8 @@ def edit(folder: Path) -> None:
 def sync(index: Path, folder: Path, batch: int) -> str:
     options = SyncOptions(kinds=["images", "text"], batch=batch)
     with Index.create_or_open(index) as opened:
-        opened.sync([folder], [*mixing(), Bm25Terms()], options=options)
+        report = opened.sync([folder], [FailingImages("images"), *mixing()[1:], Bm25Terms()], options=options)
+        assert any("NaN" in bad.reason for bad in report.unreadable)
         return digest(opened.engine)
 
 

@@ -117,6 +117,18 @@ def test_a_bad_row_is_a_line_and_the_others_count(photos, line, reason):
     assert refused[0].endswith("(and 1 rows more)")
 
 
+def test_rows_of_images_that_are_gone_do_not_spoil_the_others(photos, monkeypatch):
+    """What is no row at all tells that the file is something else; an image that was deleted does not."""
+    monkeypatch.setattr("vlmkit_retrieval.sources.caption_rows.MAX_BAD", 2)
+    gone = "".join(f'{{"file_name": "{n}.png", "text": "x"}}\n' for n in range(9))
+    write(photos, metadata_jsonl=f'{gone}{{\n{{"file_name": "green.png", "text": "g"}}\n{{\n')
+    captions, refused = taken(photos)
+    assert captions["green.png"] == "g" and refused[0].endswith("(and 10 rows more)")
+    write(photos, metadata_jsonl=f'{{"file_name": "green.png", "text": "g"}}\n{gone}' + "{\n" * 3)
+    captions, refused = taken(photos)
+    assert captions["green.png"] is None and refused[0].endswith("none of its captions is used")
+
+
 def test_a_file_of_captions_for_nobody_says_so(photos):
     write(photos, captions_json='{"info": {"year": 2017}, "images": []}')  # COCO's
     assert taken(photos)[1] == ["captions.json: neither a list of rows nor captions by file name"]

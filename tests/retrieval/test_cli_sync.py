@@ -45,6 +45,24 @@ def run(capsys, *words):
     return code, *capsys.readouterr()
 
 
+def test_an_image_that_an_encoder_makes_nan_is_named_and_the_exit_code_says_so(
+    tmp_path, photos, vit, capsys, monkeypatch
+):
+    embed = vit.embed_images
+
+    def failing(images):
+        found = embed(images)
+        found[[image.getpixel((0, 0)) == (255, 0, 0) for image in images]] = float("nan")
+        return found
+
+    monkeypatch.setattr(vit, "embed_images", failing)
+    code, out, err = run(capsys, "index", "sync", tmp_path / "i", photos, "--encoder", "vit:x")
+    assert code == 1 and "3 added" in out and "1 unreadable" in out
+    assert f"unreadable: {photos / 'red.png'}: what encoder 'vit' made of it has NaN or Inf" in err
+    _, out, _ = run(capsys, "index", "info", tmp_path / "i")
+    assert "encoder vit: image, 2 items" in out
+
+
 def test_every_kind_from_the_first_sync_to_a_search(tmp_path, captioned, vit, capsys):
     index = tmp_path / "i"
     words = ["--encoder", "vit:x", "--text-encoder", MINILM, "--bm25", "--patches", "--kinds", "images,text"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tempfile
 
 import numpy as np
 import pytest
@@ -244,6 +245,65 @@ def test_a_copy_that_was_killed_can_be_made_again(filled, tmp_path, python):
     assert not (tmp_path / "copy.idx").exists()
     assert copy_index(filled, tmp_path / "copy.idx") == 3
     assert not list(tmp_path.glob(".copy*"))
+
+
+@pytest.mark.parametrize("name", [".copy.idx.new", ".copy.idx.vlmkit-copy-abc", ".copy.idx-vlmkit-copy-abc"])
+def test_a_copy_leaves_what_is_not_its_own_alone(filled, tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "holiday.txt").write_text("sun")
+    assert copy_index(filled, tmp_path / "copy.idx") == 3
+    assert (tmp_path / name / "holiday.txt").read_text() == "sun"
+
+
+WAITING_COPY = """
+import sys
+from vlmkit_retrieval.copy import copy_index
+from vlmkit_retrieval.feature_store import FeatureStore
+
+def wait(*stores):
+    print("copying", flush=True)
+    sys.stdin.readline()
+
+FeatureStore.copy_to = wait
+copy_index(sys.argv[1], sys.argv[2])
+"""
+
+
+def test_two_copies_at_once_do_not_take_each_others_files(filled, tmp_path, python):
+    """To one place; of two sources, since an index is open once at a time."""
+    copy_index(filled, tmp_path / "other.idx")
+    first = python(WAITING_COPY, filled, tmp_path / "copy.idx")
+    assert first.stdout.readline() == "copying\n"
+    second = python(WAITING_COPY, tmp_path / "other.idx", tmp_path / "copy.idx")
+    assert second.stdout.readline() == "copying\n"
+    assert first.communicate("\n", timeout=60)[1] == "" and first.returncode == 0
+    with Index.open(tmp_path / "copy.idx") as index:
+        assert index.engine.count() == 3
+    _, errors = second.communicate("\n", timeout=60)
+    assert "copy.idx exists and is not empty; copy into a new directory" in errors
+    with Index.open(tmp_path / "copy.idx") as index:
+        assert index.engine.count() == 3
+    assert not list(tmp_path.glob(".copy*"))
+
+
+def test_a_copy_killed_before_it_began_leaves_nothing_for_ever(filled, tmp_path):
+    (tmp_path / ".copy.idx.vlmkit-copy-abc").mkdir()
+    copy_index(filled, tmp_path / "copy.idx")
+    assert not list(tmp_path.glob(".copy*"))
+
+
+def test_a_copy_whose_folder_is_taken_for_abandoned_takes_another(filled, tmp_path, monkeypatch):
+    make, made = tempfile.mkdtemp, []
+
+    def cleared_once(**where):
+        made.append(make(**where))
+        if len(made) == 1:
+            os.rmdir(made[0])
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", cleared_once)
+    assert copy_index(filled, tmp_path / "copy.idx") == 3
+    assert len(made) > 1 and not list(tmp_path.glob(".copy*"))
 
 
 def broken(*_):

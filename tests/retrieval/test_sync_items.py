@@ -94,18 +94,18 @@ def test_a_caption_that_changes_leaves_the_vectors_of_the_pixels(index, shelf, e
     assert vectors(index)["red.png"] == ["images", "patches", "patches-mean"]
 
 
-def test_refused_parts_are_told_in_every_run_and_older_ones_stay(index, shelf, encoders, monkeypatch):
+def test_refused_parts_are_told_in_every_run_and_older_ones_go(index, shelf, encoders, monkeypatch):
     index.sync([shelf], encoders, options=ALL)
     (shelf / "manual.pdf").write_bytes(pdfs.pdf("Install it", "Use it", "x" * 60))
     monkeypatch.setattr("vlmkit_retrieval.sources.pdf.MAX_TEXT", 50)
-    for _ in range(2):
+    for removed in (1, 0):
         report = index.sync([shelf], encoders)
         [bad] = report.unreadable
-        assert bad.reason.startswith("page 3: 60 characters of text")
-    assert "manual.pdf#page=3" in vectors(index)
+        assert bad.reason.startswith("page 3: 60 characters of text") and report.removed == removed
+    assert {"manual.pdf#page=1", "manual.pdf#page=2"} == {n for n in vectors(index) if "manual" in n}
     (shelf / "manual.pdf").write_bytes(b"%PDF-1.7 broken")
     [bad] = index.sync([shelf], encoders).unreadable
-    assert "cut off" in bad.reason and "manual.pdf#page=1" in vectors(index)
+    assert "cut off" in bad.reason and "manual.pdf#page=1" in vectors(index), "of a whole file they stay"
 
 
 def test_pixels_that_cannot_be_decoded_refuse_the_item(index, shelf, encoders, save_image):

@@ -6,13 +6,13 @@ So one rename of the shard's directory brings graph, compressed vectors and this
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vlmkit_retrieval.errors import RetrievalError
+from vlmkit_retrieval.json_file import write_json
 
 BUILT = "vlmkit-optimized.json"
 SCHEMA = 1
@@ -95,12 +95,7 @@ class Built:
 
     def save(self, shard: Path) -> None:
         """Replace the file in one step."""
-        new = shard / f".{BUILT}.new"
-        with new.open("w", encoding="utf-8") as file:
-            json.dump({"schema": SCHEMA, **asdict(self)}, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(shard / BUILT)
+        write_json(shard / BUILT, {"schema": SCHEMA, **asdict(self)})
 
     @classmethod
     def load(cls, shard: Path) -> Built:

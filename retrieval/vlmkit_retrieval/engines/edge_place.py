@@ -5,8 +5,10 @@ SHARD.vlmkit-replaced  the old one, while the new one takes its place
 SHARD.vlmkit-new-*/    where a new one is built, or made from nothing
 
 A directory cannot be replaced by one rename. So the old one is moved aside, the new one, which is complete,
-is moved in, and the old one is removed. Whoever opens next sees which of the three was last: without a SHARD
-the old one comes back, and with one what lies beside it is litter. All of it happens under the shard's lock.
+is moved in, and the old one is removed when the new one has been opened. Whoever opens next sees which of the
+three was last: without a SHARD the old one comes back; with one that opens, what lies beside it is litter;
+with one that does not, the old one comes back, too. What is aside is always whole: it is removed under
+another name. All of it happens under the shard's lock.
 """
 
 from __future__ import annotations
@@ -18,11 +20,24 @@ from pathlib import Path
 
 
 def recover(shard: Path) -> None:
-    """Finish or undo what a process that was killed had begun; needs the shard's lock."""
-    old = _replaced(shard)
-    if old.exists() and not shard.exists():
-        old.rename(shard)
-    shutil.rmtree(old, ignore_errors=True)
+    """Undo a swap that was killed half way. Nothing is removed before the shard was opened: see `clear`."""
+    if has_old(shard) and not shard.exists():
+        _replaced(shard).rename(shard)
+
+
+def has_old(shard: Path) -> bool:
+    """Whether an old one is aside: the new one that took its place was never opened."""
+    return _replaced(shard).exists()
+
+
+def bring_back(shard: Path) -> None:
+    """The old one again, of a swap that somebody else did; the new one stays beside it until `clear`."""
+    move_back(work_folder(shard) / "shard", shard)
+
+
+def clear(shard: Path) -> None:
+    """The shard is open, so remove everything else that a killed process left."""
+    remove_old(shard)
     for work in shard.parent.glob(f"{_escaped(shard.name)}.vlmkit-new-*"):
         shutil.rmtree(work, ignore_errors=True)
 
@@ -34,7 +49,7 @@ def work_folder(shard: Path) -> Path:
 
 def move_in(new: Path, shard: Path) -> None:
     """Put a complete shard into the place of a closed one; the old one stays aside until `remove_old`."""
-    shutil.rmtree(_replaced(shard), ignore_errors=True)
+    remove_old(shard)
     shard.rename(_replaced(shard))
     new.rename(shard)
     _sync_folder(shard.parent)
@@ -47,8 +62,11 @@ def move_back(new: Path, shard: Path) -> None:
 
 
 def remove_old(shard: Path) -> None:
-    """The new one is open."""
-    shutil.rmtree(_replaced(shard), ignore_errors=True)
+    """The new one is open. Renamed first: a kill in between leaves nothing that looks like an old one."""
+    if has_old(shard):
+        work = work_folder(shard)
+        _replaced(shard).rename(work / "shard")
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def sync_files(folder: Path) -> None:

@@ -46,8 +46,7 @@ class EdgeShard(QdrantPoints):
         self._held = ""
         _OPEN.add(self)
         try:
-            edge_place.recover(self._path)
-            self._load()
+            self._recover()
         except BaseException:
             self._lock.release()
             raise
@@ -139,6 +138,20 @@ class EdgeShard(QdrantPoints):
             self._check_usable()
             yield self._shard
 
+    def _recover(self) -> None:
+        """Open it; where a swap was killed and the new shard does not open, the old one."""
+        edge_place.recover(self._path)
+        with_old = edge_place.has_old(self._path)
+        try:
+            self._load()
+        except RetrievalError:
+            if not with_old:
+                raise
+        if with_old and self._shard is None:
+            edge_place.bring_back(self._path)
+            self._load()
+        edge_place.clear(self._path)
+
     def _load(self) -> None:
         if not self._path.exists() or (self._path.is_dir() and not any(self._path.iterdir())):
             return
@@ -149,7 +162,10 @@ class EdgeShard(QdrantPoints):
         self.settings = {name: own.setting for name, own in self.built.spaces.items()}
         try:
             self._shard = self._edge.EdgeShard.load(str(self._path))
-        except Exception as error:  # the library raises plain Exception for everything
+        except BaseException as error:
+            # The library raises plain Exception for everything, and of some damaged files a Rust panic.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             raise RetrievalError(
                 f"{self.location} cannot be opened ({error}); restore it from a copy, or sync into a new one"
             ) from error

@@ -50,6 +50,13 @@ def checked_query(query: Vector, name: str, spaces: Mapping[str, Space]) -> Vect
     return _checked_column(["the query"], [query], name, spaces)[0]
 
 
+def complaint(rows_ND: NDArray[Any]) -> str:
+    """Why no engine would store one of some vectors, or nothing: it has NaN or Inf, or points nowhere."""
+    wide_ND = np.asarray(rows_ND, np.float64)
+    bad_N = _without_length(_norms(wide_ND))
+    return _complaint(wide_ND[int(bad_N.argmax())]) if bad_N.any() else ""
+
+
 def numbers_in(vector: Vector) -> int:
     """How many numbers a vector has."""
     return 2 * len(vector.indices) if isinstance(vector, Terms) else vector.size
@@ -118,9 +125,8 @@ def _check_shapes(
 def _unit_rows(rows_ND: NDArray[Any], owners: Sequence[str], name: str) -> Vectors:
     """Each row at unit length, float32; what a row becomes does not depend on its company."""
     wide_ND = rows_ND.astype(np.float64)
-    with np.errstate(over="ignore"):  # too large a length is told below
-        norms_N = np.sqrt((wide_ND * wide_ND).sum(1))
-    bad_N = ~np.isfinite(norms_N) | (norms_N == 0.0)
+    norms_N = _norms(wide_ND)
+    bad_N = _without_length(norms_N)
     if bad_N.any():
         first = int(bad_N.argmax())
         raise RetrievalError(f"{owners[first]}: vector {name!r} {_complaint(wide_ND[first])}")
@@ -128,6 +134,17 @@ def _unit_rows(rows_ND: NDArray[Any], owners: Sequence[str], name: str) -> Vecto
     norms_N[np.abs(norms_N - 1.0) < 1e-6] = 1.0
     units_ND: Vectors = (wide_ND / norms_N[:, None]).astype(np.float32)
     return units_ND
+
+
+def _norms(wide_ND: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(over="ignore", invalid="ignore"):  # what is too large or no number is told by its length
+        norms_N: NDArray[np.float64] = np.sqrt((wide_ND * wide_ND).sum(1))
+    return norms_N
+
+
+def _without_length(norms_N: NDArray[np.float64]) -> NDArray[np.bool_]:
+    bad_N: NDArray[np.bool_] = ~np.isfinite(norms_N) | (norms_N == 0.0)
+    return bad_N
 
 
 def _complaint(vector_D: NDArray[np.float64]) -> str:

@@ -27,13 +27,14 @@ class BadRows:
     """
 
     def __init__(self) -> None:
-        self._first, self._count = "", 0
+        self._first, self._count, self._serious = "", 0, 0
 
     def add(self, reason: str, *, serious: bool = True) -> None:
         """Note one; FileError where so many are not rows at all that the file is something else."""
         self._first = self._first or reason
         self._count += 1
-        if serious and self._count > MAX_BAD:
+        self._serious += serious
+        if self._serious > MAX_BAD:
             raise FileError(f"{self.summary}; none of its captions is used")
 
     @property

@@ -7,7 +7,7 @@ whoever puts it into a prompt must treat it as data.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +17,7 @@ from vlmkit_retrieval.images import read_file
 from vlmkit_retrieval.scan import ScannedFile
 from vlmkit_retrieval.sidecars import METADATA
 from vlmkit_retrieval.sources.caption_rows import BadRows, caption_of, rows_of
-from vlmkit_retrieval.sources.items import Refuse
+from vlmkit_retrieval.sources.items import Covers, Refuse
 from vlmkit_retrieval.sources.text import decode_text
 
 MAX_SIDECAR = 1024**2
@@ -37,18 +37,30 @@ class Caption:
 
 
 class Captions:
-    """Reads them; a folder's one file is read once.
+    """Reads them; a folder's one file is read once, and told once what is wrong with it.
 
     Args:
         images: Ids of all scanned files: what rows may name.
+        covers: Whether a path was looked for: rows may also name what lies elsewhere.
         refuse: Called with the path of a file of captions and why it, or a part of it, is not used. The image
             itself is used without a caption then.
     """
 
-    def __init__(self, images: Collection[str], refuse: Refuse) -> None:
-        self._images, self._refuse = images, refuse
+    def __init__(self, images: Collection[str], covers: Covers, refuse: Refuse) -> None:
+        self._images, self._covers, self._refuse = images, covers, refuse
         self._folders: dict[str, dict[str, str]] = {}
-        self._refused: set[str] = set()
+        self._broken: set[str] = set()
+
+    def check(self, files: Iterable[ScannedFile]) -> set[str]:
+        """Read the folders' one files of captions.
+
+        Returns:
+            Paths of those that are not used as a whole.
+        """
+        for path in dict.fromkeys(path for file in files for path in file.captions):
+            if _is_shared(path):
+                self._shared(path)
+        return self._broken
 
     def of(self, file: ScannedFile) -> Caption | None:
         """The caption of an image; none where files disagree."""
@@ -66,18 +78,23 @@ class Captions:
         return found
 
     def _read(self, path: str, image: str) -> str | None:
+        if _is_shared(path):
+            return self._shared(path).get(image)
         try:
-            if PurePosixPath(path).name.lower() in METADATA:
-                if path not in self._folders:
-                    self._folders[path] = {}  # also where reading fails: it is told once
-                    self._folders[path] = self._rows(path)
-                return self._folders[path].get(image)
             return _sidecar(path)
         except FileError as error:
-            if path not in self._refused:  # several images may share a sidecar
-                self._refuse(path, str(error))
-            self._refused.add(path)
+            self._refuse(path, str(error))
             return None
+
+    def _shared(self, path: str) -> dict[str, str]:
+        if path not in self._folders:
+            self._folders[path] = {}
+            try:
+                self._folders[path] = self._rows(path)
+            except FileError as error:
+                self._broken.add(path)
+                self._refuse(path, str(error))
+        return self._folders[path]
 
     def _rows(self, path: str) -> dict[str, str]:
         """Captions by image. Several rows of one image are several captions, one a line."""
@@ -93,12 +110,18 @@ class Captions:
                 bad.add(f"row {number} {error}")
                 continue
             if id not in self._images:
+                if not self._covers(id):
+                    continue
                 bad.add(f"row {number} names {_short(id)}, which is no image that was found", serious=False)
             elif text and text not in texts.setdefault(id, []):
                 texts[id].append(text)
         if bad.summary:
             self._refuse(path, bad.summary)
         return {id: "\n".join(found) for id, found in texts.items() if found}
+
+
+def _is_shared(path: str) -> bool:
+    return path.rpartition("/")[2].lower() in METADATA
 
 
 def _image_of(row: dict[str, Any], folder: PurePosixPath) -> str:

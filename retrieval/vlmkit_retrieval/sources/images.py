@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from vlmkit_retrieval.errors import FileError
+from vlmkit_retrieval.errors import FileError, FileLostError
 from vlmkit_retrieval.images import decode_image, image_size, read_file, sha256
 from vlmkit_retrieval.scan import ScannedFile
 from vlmkit_retrieval.sources.captions import Captions
@@ -45,6 +45,10 @@ class ImageSource:
         text = None if caption is None else caption.text
         yield Item(file.id, "image", sha, text, payload, _decoder(Path(file.id), sha))
 
+    def check(self, files: Sequence[ScannedFile]) -> Collection[str]:
+        """A folder's one file of captions: what is wrong with it is told though no image is read."""
+        return self._captions.check(files)
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -62,9 +66,12 @@ def read_again(path: Path, sha: str) -> bytes:
     """The content of a file that was read before.
 
     Raises:
-        FileError: It is another one now.
+        FileLostError: It is another one now, or gone.
     """
-    data = read_file(path)
+    try:
+        data = read_file(path)
+    except FileError as error:
+        raise FileLostError(str(error)) from error
     if sha256(data) != sha:
-        raise FileError("it changed while it was read; sync again")
+        raise FileLostError("it changed while it was read; sync again")
     return data

@@ -7,7 +7,7 @@ Ids: an image's id is its file's absolute path; a page's is `PATH#page=3`, a chu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -18,6 +18,7 @@ from vlmkit_retrieval.scan import ScannedFile
 
 Kind = Literal["image", "page", "text"]
 Refuse = Callable[[str, str], None]
+Covers = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,10 @@ class Source(Protocol):
 
     def read(self, file: ScannedFile) -> Iterator[Item]:
         """Its items in order. FileError where it has none; what is refused besides is told to `refuse`."""
+        ...
+
+    def check(self, files: Sequence[ScannedFile]) -> Collection[str]:
+        """Tell `refuse` what is wrong with files that several of its files share; those not used at all."""
         ...
 
     def close(self) -> None:

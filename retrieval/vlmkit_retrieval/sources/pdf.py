@@ -6,14 +6,14 @@ import hashlib
 import math
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from vlmkit_retrieval.errors import FileError
+from vlmkit_retrieval.errors import FileError, FileLostError
 from vlmkit_retrieval.images import MAX_PIXELS, ImageSizeError, read_file, sha256
 from vlmkit_retrieval.scan import ScannedFile
 from vlmkit_retrieval.sources.images import read_again
@@ -43,7 +43,8 @@ class PdfSource:
         """The pages of a file; those that cannot be used are told to `refuse`, in one line a file.
 
         Raises:
-            FileError: It is no PDF, is damaged or cut off, has no pages or too many, or needs a password.
+            FileError: It is no PDF, is damaged or cut off, has no pages or too many, or needs a password; or
+                it is lost while its pages are read.
         """
         opened = self._open(Path(file.id))
         bad: list[str] = []
@@ -51,6 +52,8 @@ class PdfSource:
         for number in range(opened.pages):
             try:
                 item = self._item(file.id, opened, number)
+            except FileLostError:
+                raise
             except FileError as error:
                 bad.append(f"page {number + 1}: {error}")
                 crashes += isinstance(error, PdfCrash)
@@ -61,6 +64,10 @@ class PdfSource:
                 break
         if bad:
             self._refuse(file.id, bad[0] + (f" (and {len(bad) - 1} pages more)" if len(bad) > 1 else ""))
+
+    def check(self, files: Sequence[ScannedFile]) -> Collection[str]:
+        """Nothing is shared."""
+        return ()
 
     def close(self) -> None:
         """End PDFium's process."""

@@ -13,7 +13,7 @@ from vlmkit_retrieval.scan import ScannedFile
 from vlmkit_retrieval.sources import pdf, text
 from vlmkit_retrieval.sources.captions import Captions
 from vlmkit_retrieval.sources.images import ImageSource
-from vlmkit_retrieval.sources.items import Item, Refuse, Rules, Source
+from vlmkit_retrieval.sources.items import Covers, Item, Refuse, Rules, Source
 from vlmkit_retrieval.types import Unreadable
 
 
@@ -23,17 +23,18 @@ class Entry:
 
     Attributes:
         suffixes: Of its names, in small letters.
-        open: Makes its source of the rules, the ids of all files found, and where to tell refusals.
+        open: Makes its source of the rules, the ids of all files found, what was looked for, and where to
+            tell refusals.
     """
 
     suffixes: tuple[str, ...]
-    open: Callable[[Rules, Collection[str], Refuse], Source]
+    open: Callable[[Rules, Collection[str], Covers, Refuse], Source]
 
 
 SOURCES: dict[str, Entry] = {
-    "images": Entry(images.SUFFIXES, lambda rules, files, refuse: ImageSource(Captions(files, refuse))),
-    "text": Entry(text.SUFFIXES, lambda rules, files, refuse: text.TextSource(rules)),
-    "pdf": Entry(pdf.SUFFIXES, lambda rules, files, refuse: pdf.PdfSource(rules, refuse)),
+    "images": Entry(images.SUFFIXES, lambda rules, *more: ImageSource(Captions(*more))),
+    "text": Entry(text.SUFFIXES, lambda rules, files, covers, refuse: text.TextSource(rules)),
+    "pdf": Entry(pdf.SUFFIXES, lambda rules, files, covers, refuse: pdf.PdfSource(rules, refuse)),
 }
 
 
@@ -60,9 +61,13 @@ class Reader:
         files: Ids of all files that were found.
         kinds: Names in `SOURCES`.
         rules: What can be chosen.
+        covers: Whether a path was looked for (`Scan.covers`): of another one a row of captions may speak.
+            None where all were.
 
     Attributes:
-        refused: Files, or parts of them, that are not used, and why.
+        refused: Files, or parts of them, that are not used, and why; what several items share once.
+        refusals: How often something was refused.
+        unread: Ids of files that are not used as a whole: of their parts nothing is known.
 
     Raises:
         RetrievalUsageError: An unknown kind.
@@ -70,13 +75,21 @@ class Reader:
     """
 
     def __init__(
-        self, files: Collection[str], kinds: Sequence[str] = ("images",), rules: Rules | None = None
+        self,
+        files: Collection[str],
+        kinds: Sequence[str] = ("images",),
+        rules: Rules | None = None,
+        covers: Covers | None = None,
     ) -> None:
         suffixes_of(kinds)
         self.refused: list[Unreadable] = []
+        self.refusals = 0
+        self.unread: set[str] = set()
+        self._told: set[Unreadable] = set()
+        self._broken: set[str] = set()
         self._sources: dict[str, Source] = {}
         for kind in kinds:
-            source = SOURCES[kind].open(rules or Rules(), files, self.refuse)
+            source = SOURCES[kind].open(rules or Rules(), files, covers or _all, self.refuse)
             self._sources |= dict.fromkeys(SOURCES[kind].suffixes, source)
 
     def read(self, file: ScannedFile) -> Iterator[Item]:
@@ -84,7 +97,17 @@ class Reader:
         try:
             yield from self._source(file).read(file)
         except FileError as error:
+            self.unread.add(file.id)
             self.refuse(file.id, str(error))
+
+    def check(self, files: Sequence[ScannedFile]) -> None:
+        """Refuse what is wrong with files that several items share, whether an item is read or not."""
+        for source in dict.fromkeys(self._sources.values()):
+            self._broken.update(source.check(files))
+
+    def broken(self, file: ScannedFile) -> int:
+        """How many files with captions of this image and of others `check` found to be of no use."""
+        return sum(path in self._broken for path in file.captions) if self._broken else 0
 
     def rule(self, file: ScannedFile) -> str:
         """What an item of this file must have as `rule` in its payload to be up to date."""
@@ -92,7 +115,11 @@ class Reader:
 
     def refuse(self, path: str, reason: str) -> None:
         """Note that a file, an item, or a file of captions is not used."""
-        self.refused.append(Unreadable(path, reason))
+        self.refusals += 1
+        bad = Unreadable(path, reason)
+        if bad not in self._told:
+            self._told.add(bad)
+            self.refused.append(bad)
 
     def close(self) -> None:
         """Let go of what the sources hold."""
@@ -107,3 +134,7 @@ class Reader:
 
     def _source(self, file: ScannedFile) -> Source:
         return self._sources[PurePosixPath(file.id).suffix.lower()]
+
+
+def _all(path: str) -> bool:
+    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
@@ -55,6 +55,10 @@ class TextSource:
                 "title": " > ".join(chunk.headings) or None,
             }
             yield Item(f"{file.id}#chunk={number}", "text", text_sha256(own), own, payload, None)
+
+    def check(self, files: Sequence[ScannedFile]) -> Collection[str]:
+        """Nothing is shared."""
+        return ()
 
     def close(self) -> None:
         """Nothing is held."""

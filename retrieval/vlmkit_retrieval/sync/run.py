@@ -90,7 +90,8 @@ class Sync:
             Slot(name, entry, index.features, encoders.get(name))
             for name, entry in index.manifest.encoders.items()
         ]
-        with Reader(plan.scan.files, self._kinds, self._options.rules) as reader:
+        with Reader(plan.scan.files, self._kinds, self._options.rules, plan.scan.covers) as reader:
+            reader.check(plan.files)
             work = Work(self._stored, index.engine, reader, slots, self._options.batch, self._count(encoded))
             writer = Writer(index.engine, slots)
             done = 0

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vlmkit_retrieval.encoders import EncoderKind, kind_of, pooled_name
+from vlmkit_retrieval.engines.vectors import complaint
 from vlmkit_retrieval.errors import RetrievalError
 from vlmkit_retrieval.feature_store import FeatureStore
 from vlmkit_retrieval.manifest import EncoderEntry
@@ -22,6 +23,8 @@ from vlmkit_retrieval.types import Vector, Vectors
 Made = Mapping[str, Vector]
 # From a content's hash to an image or a text; None where it cannot be had.
 Load = Callable[[str], Any]
+# Told a content's hash, and why there are no vectors of it.
+Refuse = Callable[[str, str], None]
 
 
 class Slot:
@@ -78,16 +81,18 @@ class Slot:
         found = self._features.get_many(self.fingerprint, keys)
         return {key: {self.name: vector_D} for key, vector_D in found.items()}
 
-    def embed(self, keys: Sequence[str], load: Load, batch: int) -> dict[str, Made]:
+    def embed(self, keys: Sequence[str], load: Load, refuse: Refuse, batch: int) -> dict[str, Made]:
         """Vectors of images or texts by content; all of them are in the store when this returns.
 
         Args:
             keys: Contents, in order.
             load: The image or the text of a content; None where it cannot be had, and it is left out.
+            refuse: Told of a content whose vectors have NaN or Inf, or point nowhere; it is left out, and
+                nothing of it is kept.
             batch: So many go through the encoder together.
 
         Raises:
-            RetrievalError: The encoder gave vectors of another shape, or NaN.
+            RetrievalError: The encoder gave vectors of another shape.
         """
         found: dict[str, Any] = {}
         group: dict[str, Any] = {}
@@ -98,7 +103,23 @@ class Slot:
             if group and (len(group) == batch or number == len(keys)):
                 found |= zip(group, self._run(list(group.values())), strict=True)
                 group = {}
-        return self._kept(found)
+        reasons = {key: self._complaint(made) for key, made in found.items()}
+        for key, reason in reasons.items():
+            if reason:
+                refuse(key, f"what encoder {self.name!r} made of it {reason}")
+        return self._kept({key: made for key, made in found.items() if not reasons[key]})
+
+    def _complaint(self, made: Any) -> str:
+        """Why an engine would not store what the encoder made of a content; empty where it would."""
+        match self.kind:
+            case "terms":
+                finite = np.isfinite(np.asarray(made.values, np.float32)).all()
+                return "" if finite else "has NaN or Inf; check the encoder"
+            case "patches":
+                with np.errstate(over="ignore"):  # too large for float16 is Inf, and told
+                    rows_ND = np.asarray(made).astype("<f2").astype(np.float32)
+                return complaint(rows_ND) or complaint(rows_ND.mean(axis=0)[None])
+        return complaint(np.asarray(made)[None])
 
     def _kept(self, found: Mapping[str, Any]) -> dict[str, Made]:
         if self.kind == "terms":

@@ -33,7 +33,7 @@ class Record:
         text_sha256: See `Item.text_sha256`.
         state: Of its file when it was read.
         rule: By which the file became items; None in an index of schema 1.
-        parts: How many parts the file had, those that were refused included.
+        parts: How many parts the file had, those that were refused included, also of its captions.
         encoders: Fingerprints by name of those that are done with it.
     """
 
@@ -102,13 +102,20 @@ class Stored:
         return found
 
 
-def is_current(records: Sequence[Record], file: ScannedFile, rule: str) -> bool:
+def is_current(records: Sequence[Record], file: ScannedFile, rule: str, broken: int) -> bool:
     """Whether every part of a file is stored as the file is now.
 
-    A file of which a part was refused never is: it is read again, so that every report names the part.
+    A file of which a part was refused never is: it is read again, so that every report names the part. But
+    what it shares with others is read in every run: while that is as broken as it was, the file need not be.
+
+    Args:
+        records: Stored items of the file.
+        file: As it is now.
+        rule: By which it becomes items.
+        broken: How many files that it shares with others are of no use (see `Reader.broken`).
     """
     return bool(records) and all(
-        record.parts == len(records) and record.state == file.state and record.rule == rule
+        record.parts == len(records) + broken and record.state == file.state and record.rule == rule
         for record in records
     )
 

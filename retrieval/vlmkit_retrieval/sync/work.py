@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from vlmkit_retrieval.errors import FileError
+from vlmkit_retrieval.errors import FileError, FileLostError
 from vlmkit_retrieval.scanned import ScannedFile
 from vlmkit_retrieval.sources import Item, Reader
 from vlmkit_retrieval.sync.slots import Slot
@@ -26,7 +27,7 @@ class Task:
         done: Fingerprints by name of the encoders whose vectors it has, or has got.
         vectors: Those that it has got, by space.
         got: Names of the encoders that gave them.
-        refused: Its pixels cannot be had; it stays as it is stored.
+        refused: Its pixels cannot be had; it is not written.
     """
 
     item: Item
@@ -52,7 +53,7 @@ class Work:
 
     Attributes:
         unchanged: Items that need not be looked at.
-        stale: Ids of items that their file has no more.
+        stale: Ids of items that their file has no more, or that cannot be used any more.
     """
 
     def __init__(
@@ -90,7 +91,8 @@ class Work:
         found = slot.known(list(wanted))
         missing = [key for key in wanted if key not in found]
         if slot.runs and missing:
-            made = slot.embed(missing, lambda key: self._content(slot, wanted[key]), self._batch)
+            load = partial(self._content, slot, wanted)
+            made = slot.embed(missing, load, partial(self._no_vectors, wanted), self._batch)
             self._encoded(slot.name, len(made))
             found |= made
         for key, vectors in found.items():
@@ -99,27 +101,38 @@ class Work:
                 task.done[slot.name] = slot.fingerprint
                 task.got.add(slot.name)
 
-    def _content(self, slot: Slot, tasks: Sequence[Task]) -> Any:
-        """The pixels or the text that these tasks share; without pixels they are refused."""
-        item = tasks[0].item
+    def _content(self, slot: Slot, wanted: Mapping[str, Sequence[Task]], key: str) -> Any:
+        """The pixels or the text that the tasks of a content share; without pixels they are refused."""
+        item = wanted[key][0].item
         if not slot.of_pixels:
             return item.text
         assert item.image is not None
         try:
             return item.image()
         except FileError as error:
-            place = (
-                "" if item.id == item.payload["path"] else item.id.removeprefix(item.payload["path"] + "#")
-            )
-            reason = f"{place.replace('=', ' ')}: {error}" if place else str(error)
-            for task in tasks:
+            for task in wanted[key]:
                 task.refused = True
-                self._reader.refuse(task.file.id, reason)
+                self._refuse(task, str(error))
+                # A part that cannot be used is none of the file's items; of a whole file the older one stays.
+                is_part = task.item.id != task.file.id and not isinstance(error, FileLostError)
+                if is_part and task.record is not None:
+                    self.stale.append(task.record.id)
             return None
+
+    def _no_vectors(self, wanted: Mapping[str, Sequence[Task]], key: str, reason: str) -> None:
+        """No vectors of a content: its items are stored without, and the next sync tries again."""
+        for task in wanted[key]:
+            self._refuse(task, reason)
+
+    def _refuse(self, task: Task, reason: str) -> None:
+        """A line for the report: the file, and which part of it."""
+        path = task.file.id
+        place = "" if task.item.id == path else task.item.id.removeprefix(path + "#").replace("=", " ")
+        self._reader.refuse(path, f"{place}: {reason}" if place else reason)
 
     def _of_file(self, file: ScannedFile) -> Iterator[Task]:
         records = self._stored.of(file.id)
-        if not is_current(records, file, self._reader.rule(file)):
+        if not is_current(records, file, self._reader.rule(file), self._reader.broken(file)):
             return self._read(file, records)
         lacking = [slot for slot in self._slots if slot.runs and any(map(slot.lacks, records))]
         if not lacking:
@@ -131,10 +144,10 @@ class Work:
 
     def _read(self, file: ScannedFile, records: Sequence[Record]) -> Iterator[Task]:
         known = {record.id: record for record in records}
-        refusals = len(self._reader.refused)
+        refusals = self._reader.refusals
         items = list(self._reader.read(file))
-        refusals = len(self._reader.refused) - refusals
-        if not refusals:  # else nobody knows which of the older items a refused part was
+        refusals = self._reader.refusals - refusals + self._reader.broken(file)
+        if file.id not in self._reader.unread:  # else nobody knows what it has
             self.stale += sorted(set(known).difference(item.id for item in items))
         for item in items:
             yield Task(item, file, len(items) + refusals, known.get(item.id))

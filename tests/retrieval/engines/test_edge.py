@@ -9,7 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from vlmkit_retrieval.engines import open_engine
+from vlmkit_retrieval.engines import edge_place, open_engine
+from vlmkit_retrieval.engines.holes import copy_folder
 from vlmkit_retrieval.errors import IndexLockedError, RetrievalError, RetrievalUsageError
 from vlmkit_retrieval.types import Dense, Point, Sparse, Terms
 
@@ -244,6 +245,42 @@ def test_a_kill_while_spaces_come_and_go_leaves_an_engine_that_opens(shard, pyth
             20,
             1,
         )
+
+
+def swap_in_a_broken_one(shard):
+    """What a process that was killed before it opened the new shard leaves, where that one does not open."""
+    copy = edge_place.work_folder(shard) / "shard"
+    copy_folder(shard, copy)
+    next(copy.rglob("segment.json")).unlink()
+    edge_place.move_in(copy, shard)
+
+
+def test_the_old_shard_is_kept_until_the_new_one_was_opened(shard, random_points):
+    with open_engine(shard) as engine:
+        engine.ensure({"a": Dense(4)})
+        engine.upsert(random_points(20))
+    swap_in_a_broken_one(shard)
+    with open_engine(shard) as engine:
+        assert engine.count() == 20
+    assert sorted(path.name for path in shard.parent.iterdir()) == ["shard", "shard.lock"]
+
+
+def test_nothing_is_removed_where_neither_opens(shard, random_points):
+    with open_engine(shard) as engine:
+        engine.ensure({"a": Dense(4)})
+        engine.upsert(random_points(20))
+    swap_in_a_broken_one(shard)
+    replaced = shard.with_name("shard.vlmkit-replaced")
+    segment = next(replaced.rglob("segment.json"))
+    lost = segment.read_text()
+    segment.write_text("{")
+    for _ in range(2):
+        with pytest.raises(RetrievalError, match=r"cannot be opened .*restore it from a copy"):
+            open_engine(shard)
+    assert sum(1 for path in shard.parent.rglob("edge_config.json")) == 2
+    (shard / segment.relative_to(replaced)).write_text(lost)
+    with open_engine(shard) as engine:
+        assert engine.count() == 20
 
 
 def test_a_thread_learns_that_another_one_has_closed_the_engine(shard, random_points):

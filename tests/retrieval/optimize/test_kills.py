@@ -14,43 +14,81 @@ from vlmkit_retrieval.errors import RetrievalError
 from vlmkit_retrieval.optimize import Demands, Mode, optimize, process
 from vlmkit_retrieval.types import Point
 
-SWAP = """
+DYING = """
 import os, sys
-from vlmkit_retrieval.engines import edge_place, open_engine
+from pathlib import Path
+from vlmkit_retrieval.engines import edge_place, edge_shard, open_engine
 from vlmkit_retrieval.engines.built import Built, BuiltSpace, Figures, Setting
 
-moment = sys.argv[2]
-
-def die():
+def die(*_, **__):
     os.kill(os.getpid(), 9)
 
-class Dying(type(edge_place.Path())):
-    renamed = 0
+class Dying(type(Path())):
+    "Lets so many renames happen, and is killed at the next one."
+    left = 99
 
     def rename(self, target):
-        if Dying.renamed == {"moving out": 0, "moving in": 1}.get(moment, 9):
+        if Dying.left == 0:
             die()
-        Dying.renamed += 1
+        Dying.left -= 1
         return super().rename(target)
 
-def remove_a_little(shard):
-    if moment == "removing":
-        next(edge_place._replaced(shard).rglob("*.json")).unlink()
+def remove_a_little(folder, ignore_errors):
+    for path in list(Path(folder).rglob("*.json"))[:1]:
+        path.unlink()
     die()
 
-engine = open_engine(sys.argv[1])
+place, moment, damage = sys.argv[1:]
+"""
+
+# Renames of a swap: the old one out, the new one in, and when that was opened, the old one to be removed.
+SWAP = (
+    DYING
+    + """
+Dying.left = {"moving out": 0, "moving in": 1, "opened": 2}.get(moment, 99)
+engine = open_engine(place)
 figures = Figures(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, None, 1)
 with engine.copied() as (work, shard):
     if moment == "copied":
         die()
     Built("now", {"v": BuiltSpace("hnsw", Setting(64), 2400, 10, 20, figures, figures)}).save(shard)
-    if moment in ("opened", "removing"):
-        edge_place.remove_old = remove_a_little
+    if moment == "removing":
+        edge_place.shutil.rmtree = remove_a_little
     if moment == "moved":
         engine._load = die
+    for path in sorted(shard.rglob(damage)) if damage else ():
+        path.write_bytes(b"") if path.is_file() else None
     engine._path = Dying(engine._path)
     engine.replace_by(Dying(shard))
 """
+)
+
+# Renames of a recovery: the new one, which does not open, out, and the old one in.
+RECOVER = (
+    DYING
+    + """
+Dying.left = {"moving out": 0, "moving in": 1}.get(moment, 99)
+if moment == "removing":
+    edge_place.shutil.rmtree = remove_a_little
+edge_shard.Path = Dying
+open_engine(place)
+"""
+)
+
+
+def killed(python, program, *arguments):
+    """Run a program that ends with a kill."""
+    dying = python(program, *arguments)
+    _, errors = dying.communicate(timeout=60)
+    assert dying.returncode == -signal.SIGKILL, errors
+
+
+def check(place, new):
+    """The shard is the new one or the old one, whole, and nothing else is left."""
+    with open_engine(place) as engine:
+        assert (engine.approximate, engine.count(), len(engine.ids())) == (new, 2400, 2400)
+        engine.upsert([Point("more", {})])
+    assert sorted(path.name for path in place.parent.iterdir()) == ["engine", "engine.lock"]
 
 
 @pytest.mark.parametrize(
@@ -65,13 +103,22 @@ with engine.copied() as (work, shard):
     }.items(),
 )
 def test_a_kill_in_the_swap_leaves_the_old_one_or_the_new_one(place, python, moment, new):
-    dying = python(SWAP, place, moment)
-    _, errors = dying.communicate(timeout=60)
-    assert dying.returncode == -signal.SIGKILL, errors
-    with open_engine(place) as engine:
-        assert (engine.approximate, engine.count(), len(engine.ids())) == (new, 2400, 2400)
-        engine.upsert([Point("more", {})])
-    assert sorted(path.name for path in place.parent.iterdir()) == ["engine", "engine.lock"]
+    killed(python, SWAP, place, moment, "")
+    check(place, new)
+
+
+@pytest.mark.parametrize("damage", ["edge_config.json", "segment.json", "status.dat", "*"])
+def test_a_killed_swap_of_a_new_one_that_does_not_open_leaves_the_old_one(place, python, damage):
+    """Of an empty `status.dat` the library panics, which is no Exception."""
+    killed(python, SWAP, place, "moved", damage)
+    check(place, new=False)
+
+
+@pytest.mark.parametrize("moment", ["moving out", "moving in", "removing"])
+def test_the_recovery_may_be_killed_too(place, python, moment):
+    killed(python, SWAP, place, "moved", "segment.json")
+    killed(python, RECOVER, place, moment, "")
+    check(place, new=False)
 
 
 BUILD = """
@@ -122,14 +169,14 @@ def test_a_kill_ends_the_child_too(place, python):
 def test_a_killed_child_changes_nothing(engine, place, monkeypatch):
     start, jobs = process._start, []
 
-    def killed(asked):
+    def ended(asked):
         jobs.append(asked.read_text())
         running = start(asked)
         if '"build"' in jobs[-1]:
             running.kill()
         return running
 
-    monkeypatch.setattr(process, "_start", killed)
+    monkeypatch.setattr(process, "_start", ended)
     with pytest.raises(RetrievalError, match="the process that was to build ended with -9"):
         optimize(engine, Mode(), ["v"], Demands(queries=20))
     assert [job.split('"')[3] for job in jobs] == ["draw", "exact", "build"]
@@ -138,10 +185,15 @@ def test_a_killed_child_changes_nothing(engine, place, monkeypatch):
     assert sorted(path.name for path in place.parent.iterdir()) == ["engine", "engine.lock"]
 
 
-def test_what_cannot_be_opened_is_not_swapped_in(engine, place):
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [("edge_config.json", r"edge_config\.json is damaged"), ("status.dat", "cannot be opened .index out")],
+)
+def test_what_cannot_be_opened_is_not_swapped_in(engine, place, damage, message):
     with engine.copied() as (_, shard):
-        (shard / "edge_config.json").write_text("{}[")
-        with pytest.raises(RetrievalError, match=r"edge_config\.json is damaged"):
+        for path in shard.rglob(damage):
+            path.write_bytes(b"")
+        with pytest.raises(RetrievalError, match=message):
             engine.replace_by(shard)
         assert engine.count() == 2400
     engine.upsert([Point("more", {})])
