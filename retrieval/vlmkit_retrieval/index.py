@@ -59,9 +59,8 @@ class Index(FilledBy):
             self._discard = Discard(self.path, disposable)
             opened.push(self._discard)  # runs when the engine is closed and the lock still held
             clear_unfinished(self.path / MANIFEST)
-            if (
-                first is not None and not (self.path / MANIFEST).exists()
-            ):  # another process may have been first
+            # Another process may have been first.
+            if first is not None and not (self.path / MANIFEST).exists():
                 first.save(self.path)
             self.manifest = Manifest.load(self.path)
             self.engine = open_engine(located(self.manifest.engine, self.path))
