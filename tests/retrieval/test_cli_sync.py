@@ -60,7 +60,7 @@ def test_an_image_that_an_encoder_makes_nan_is_named_and_the_exit_code_says_so(
     assert code == 1 and "3 added" in out and "1 unreadable" in out
     assert f"unreadable: {photos / 'red.png'}: what encoder 'vit' made of it has NaN or Inf" in err
     _, out, _ = run(capsys, "index", "info", tmp_path / "i")
-    assert "encoder vit: image, 2 items" in out
+    assert "encoder vit: images of 2 items" in out
 
 
 def test_every_kind_from_the_first_sync_to_a_search(tmp_path, captioned, vit, capsys):
