@@ -1,6 +1,7 @@
 """`on_bad_sample: skip`: left out, counted and listed; nothing takes its place."""
 
 import json
+import multiprocessing
 import pickle
 import shutil
 import tarfile
@@ -103,6 +104,19 @@ def test_a_worker_says_what_is_wrong_by_the_same_class(train, data, tmp_path):
         here, there = raised
         assert type(here) is type(there) is kind and str(here) == str(there)
         assert here.exit_code == there.exit_code == code
+
+
+def test_an_error_that_is_kept_keeps_no_worker(train, data):
+    """Python waits at its end for those that are left, and a first termination does not end them."""
+    with pytest.raises(ImageMissingError) as kept:
+        train("kept", data("g0", "g1", "g2", "gone.png"), workers=1)
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.join(30)
+    left = [worker for worker in workers if worker.is_alive()]
+    # Or they would wait for this process, and it for them.
+    del kept
+    assert not left
 
 
 class OfTwoPartsError(UsageError):

@@ -6,7 +6,7 @@ Every step is a function of (recipe, seed, step, stored state), so that a killed
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from vlmkit.train.probe import Probe
 from vlmkit.train.schedule import lr_factor, stage_facts
 from vlmkit.train.skipped import SKIPPED, tell_skipped, write_skipped
 from vlmkit.train.stage_run import Interrupted, StageRun, leave_signals_to_main, stop_signals
-from vlmkit.train.steps import StageData, Steps, ToldSteps, opened
+from vlmkit.train.steps import Failed, StageData, Steps, ToldSteps, opened
 from vlmkit.train.take_step import take_step
 
 
@@ -173,4 +173,15 @@ def _batches(
         generator=own,
         worker_init_fn=leave_signals_to_main,
     )
-    return zip(numbers, map(opened, loader), strict=True)
+    return _numbered(numbers, iter(loader))
+
+
+def _numbered(
+    numbers: Iterable[int], items: Iterator[list[Batch] | Failed]
+) -> Iterator[tuple[int, list[Batch]]]:
+    """(step, micro-batches); what loads them ends with the last, and with an error."""
+    try:
+        yield from zip(numbers, map(opened, items), strict=True)
+    finally:
+        # An error that is kept keeps this frame; Python would wait at its end for processes, and they for it.
+        del items
