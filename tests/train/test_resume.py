@@ -166,14 +166,12 @@ def test_a_signal_to_all_processes_leaves_the_checkpoint_its_workers(recipe_file
     assert latest_checkpoint(tmp_path / "run", "contrastive").name == "contrastive-step-000002"
 
 
-def test_a_resumed_run_says_from_where(recipe_file, tmp_path, python):
-    run, notes = tmp_path / "run", []
+def test_a_resumed_run_says_from_where(recipe_file, tmp_path, python, hear):
+    run, heard = tmp_path / "run", hear()
     python(KILLED, str(recipe_file), str(run), "contrastive", "3")
-    reporter = Silent()
-    reporter.note = notes.append
-    train_recipe(load_recipe(recipe_file, [f"output={run}"]), resume=True, reporter=reporter)
-    assert f"stage contrastive goes on after step 2 of {STEPS}; 1 later ones are done again" in notes
-    assert not [note for note in notes if note.startswith("stage vqa goes on")]
+    train_recipe(load_recipe(recipe_file, [f"output={run}"]), resume=True, reporter=heard)
+    assert f"stage contrastive goes on after step 2 of {STEPS}; 1 later ones are done again" in heard.notes
+    assert not [note for note in heard.notes if note.startswith("stage vqa goes on")]
 
 
 def test_ctrl_c_ends_the_command_with_130_and_one_line(recipe_file, tmp_path, monkeypatch, capsys):

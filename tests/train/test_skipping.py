@@ -19,22 +19,12 @@ from vlmkit.data.sample import read_row, readable
 from vlmkit.data_check.check import check_data
 from vlmkit.errors import MissingExtraError, UsageError, VlmkitError
 from vlmkit.train import checkpoints
-from vlmkit.train.metrics import Silent, read_metrics
+from vlmkit.train.metrics import read_metrics
 from vlmkit.train.run import train_recipe
 from vlmkit.train.steps import TOLD, Failed
 
 ANSWERS = ("red", "a blue circle", "some triangle of no colour")
 BAD = {"gone.png": "image_missing", "broken.png": "image_unreadable"}
-
-
-class Heard(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
 
 
 @pytest.fixture
@@ -63,13 +53,13 @@ def data(tmp_path, noise):
 
 
 @pytest.fixture
-def train(tiny_recipe, tmp_path):
+def train(tiny_recipe, tmp_path, hear):
     """A function: a data block and settings of the stage to the run and what the reporter heard."""
 
     def run(name, data, resume=False, **stage):
         settings = {"data": data, "steps": 2, "batch_size": 4, "train": {"llm": {"lr": 1e-2}}, **stage}
         recipe = tiny_recipe(stages=[settings], output=str(tmp_path / name))
-        heard = Heard()
+        heard = hear()
         return train_recipe(recipe, resume=resume, reporter=heard).path, heard.notes
 
     return run
