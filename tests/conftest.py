@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,6 +132,38 @@ def global_state():
     torch.set_rng_state(before[0])
     torch.set_num_threads(before[1])
     torch.set_default_dtype(before[2])
+
+
+@pytest.fixture
+def made():
+    """A context that sees what tensors are made in it; `most` is the size of the largest that has numbers."""
+    from torch import Tensor
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Made(TorchDispatchMode):
+        most = 0
+
+        def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+            found = call(*args, **(kwargs or {}))
+            tensors = [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor) and not leaf.is_meta]
+            self.most = max([self.most, *(tensor.numel() for tensor in tensors)])
+            return found
+
+    return Made()
+
+
+@pytest.fixture
+def waited_for(monkeypatch):
+    """An event that is set when one thread begins to wait for the end of another."""
+    event, join = threading.Event(), threading.Thread.join
+
+    def told(thread, timeout=None):
+        event.set()
+        join(thread, timeout)
+
+    monkeypatch.setattr(threading.Thread, "join", told)
+    return event
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Every bundled recipe runs from start to end through the real entry point, tiny, without a download."""
 
 import json
-import time
 
 import pytest
 from PIL import Image
@@ -34,9 +33,7 @@ HEADINGS = ("Source:", "Needs:", "Cost:", "Run:", "Override:")
 def test_it_runs_tiny(name, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
-    began = time.process_time()
     assert main(["train", name, "--tiny"]) == 0
-    assert time.process_time() - began < 15
     run = tmp_path / f"runs/{load_recipe(name).name}_tiny"
     stated = load_recipe(name)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -12,7 +12,7 @@ from vlmkit.blueprint import planned_processor
 from vlmkit.cli import main
 from vlmkit.data.collate import Collator
 from vlmkit.data.problems import PROBLEMS
-from vlmkit.data_check.check import DUPLICATE, check_data
+from vlmkit.data_check.check import DUPLICATE, SAME_ID, check_data
 from vlmkit.data_check.findings import histogram, quantile
 from vlmkit.errors import VlmkitError
 
@@ -191,6 +191,46 @@ def test_every_image_is_opened_once_and_twins_are_a_note(tiny_recipe, tmp_path, 
     assert noted.id == "twin" and "sample '0'" in noted.message
     assert not stages["stage1"]["llava_json"].notes
     assert stages["stage2"]["llava_json"].notes == stages["stage0"]["llava_json"].notes
+
+
+def test_rows_of_the_same_id_are_a_note_with_the_numbers_of_both(tiny_recipe, tmp_path):
+    """They train as any other, so nothing stops: but every report calls them by the same name."""
+    rows = [row(name, None, "what?", "red") for name in ("a", "b", "a", "c", "a", 7, "7")]
+    (tmp_path / "rows.json").write_text(json.dumps([*rows, {"id": "b", "conversations": 3}]))
+    data = {"type": "llava_json", "path": str(tmp_path / "rows.json"), "image_folder": str(tmp_path)}
+    own = {"type": "easy_vqa", "limit": 3}
+    sources = [{"name": "one", "data": data}, {"name": "two", "data": data}, {"name": "own", "data": own}]
+    blocks = [data, {"type": "mixture", "sources": sources}]
+    recipe = tiny_recipe(stages=[{"name": f"s{i}", "data": block} for i, block in enumerate(blocks)])
+    for workers in (0, 2):
+        report, stages = checked(recipe, workers=workers)
+        noted = stages["s0"]["llava_json"].notes[SAME_ID]
+        assert noted.ids == ["a", "a", "7", "b"]
+        pairs = [(2, "a", 0), (4, "a", 0), (6, "7", 5), (7, "b", 1)]
+        assert [p.message for p in noted.first] == [
+            f"row {n} has the id {i!r} of row {m}" for n, i, m in pairs
+        ]
+        # Each source has them on its own, and the second none of the first's.
+        assert SAME_ID not in stages["s1"]["own"].notes
+        for name in ("one", "two"):
+            noted = stages["s1"][name].notes[SAME_ID]
+            assert noted.ids == [f"{name}/{i}" for i in "aa7b"]
+            assert noted.first[0].message == f"{name}/row 2 has the id '{name}/a' of {name}/row 0"
+        assert report.found == 3, "the malformed row alone is a problem, in each place"
+        stored = report.as_dict()["stages"][0]["sources"]["llava_json"]["notes"][SAME_ID]
+        assert (
+            stored["count"] == 4 and stored["first"][0]["id"] == "a" and stored["ids"] == ["a", "a", "7", "b"]
+        )
+    assert not checked(recipe, limit=2)[1]["s1"]["one"].notes
+
+
+def test_the_command_tells_of_the_same_ids_and_its_exit_code_is_0(written, tmp_path, capsys):
+    (tmp_path / "rows.json").write_text(json.dumps([row("a", None, "what?", "red")] * 8))
+    data = {"type": "llava_json", "path": str(tmp_path / "rows.json"), "image_folder": str(tmp_path)}
+    assert main(["data", "check", written(data), "--workers", "0"]) == 0
+    said = capsys.readouterr().out
+    assert "rows with the id of an earlier one: 7\n  row 1 has the id 'a' of row 0\n" in said
+    assert "... and 2 more" in said and "0 problems found" in said
 
 
 def test_workers_change_nothing(recipe, bad):

@@ -1,7 +1,9 @@
 """WebDataset tars: every sample by number, from any process, and damage named."""
 
 import io
+import itertools
 import json
+import os
 import pickle
 import tarfile
 
@@ -21,6 +23,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("VLMKIT_CACHE", str(tmp_path / "cache"))
 
 
+MOMENTS = itertools.count(1_700_000_000 * 10**9, 10**9)
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
 
 
@@ -46,6 +49,9 @@ def shard(path, files, form=tarfile.PAX_FORMAT):
             info = tarfile.TarInfo(name)
             info.size = len(member(content))
             tar.addfile(info, io.BytesIO(member(content)))
+    # Two of one size that are written within a tick of the file system's clock would be the same file to all.
+    moment = next(MOMENTS)
+    os.utime(path, ns=(moment, moment))
     return str(path)
 
 

@@ -29,11 +29,24 @@ def asked(images, text=ASK):
 
 
 class Calls:
-    """Counts the passes of a language model, and notes the mode of the whole model."""
+    """Counts the passes of a language model, and notes the mode of the whole model.
 
-    def __init__(self, vlm):
-        self.modes = []
-        self.handle = vlm.language_model.register_forward_hook(lambda *_: self.modes.append(vlm.training))
+    Args:
+        vlm: The model.
+        gates: Number of a pass to what it waits for; `held` has what is set when it does so.
+    """
+
+    def __init__(self, vlm, gates=None):
+        gates = gates or {}
+        self.modes, self.held = [], {number: threading.Event() for number in gates}
+
+        def told(*_):
+            self.modes.append(vlm.training)
+            if len(self.modes) in gates:
+                self.held[len(self.modes)].set()
+                assert gates[len(self.modes)].wait(60), "nobody let the answer go on"
+
+        self.handle = vlm.language_model.register_forward_hook(told)
 
     def __enter__(self):
         return self
@@ -44,7 +57,7 @@ class Calls:
 
 def wait_for_workers(before):
     for thread in set(threading.enumerate()) - before:
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -203,21 +216,24 @@ class TestThreads:
             list(zip(chat.stream("hello"), chat.stream("hi"), strict=False))
         assert model.training and len(calls.modes) > 12 and not any(calls.modes)
 
-    def test_a_closed_stream_makes_no_more(self, vlm, chat):
+    def test_a_closed_stream_makes_no_more(self, vlm, chat, waited_for):
+        """The pass that is made while it is closed is the last."""
         before = set(threading.enumerate())
-        with Calls(vlm) as calls:
+        with Calls(vlm, {20: waited_for}) as calls:
             stream = chat.stream("hello", max_tokens=300)
             next(stream)
+            assert calls.held[20].wait(60)
             stream.close()
             wait_for_workers(before)
-            assert len(calls.modes) < 300
+        assert len(calls.modes) == 20
 
     def test_the_loop_goes_on(self, vlm, png):
         """The event loop itself releases what the answer waits for: a loop that is blocked never would."""
-        gate = threading.Event()
+        asked, gate = threading.Event(), threading.Event()
 
         def fetch(url):
-            assert gate.wait(20), "the event loop is blocked"
+            asked.set()
+            assert gate.wait(60), "the event loop is blocked, or its pool is"
             return png
 
         chat = ChatVlmkit(model=vlm, max_tokens=5, fetch_image=fetch)
@@ -227,8 +243,8 @@ class TestThreads:
             asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
             waiting = asyncio.create_task(chat.ainvoke(messages))
             others = [asyncio.create_task(chat.ainvoke(messages)) for _ in range(4)]
-            await asyncio.sleep(0.05)
-            free = await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 10)
+            assert await asyncio.to_thread(asked.wait, 60)
+            free = await asyncio.to_thread(lambda: "free")
             gate.set()
             return free, (await waiting).content, {(await other).content for other in others}
 
@@ -236,22 +252,31 @@ class TestThreads:
         assert free == "free" and rest == {first}
 
     def test_a_cancelled_task_stops_the_work(self, vlm, chat):
+        """The pass that a stream is left at is its last, and so is that of the task when it is cancelled."""
         before = set(threading.enumerate())
+        left, cancelled = threading.Event(), threading.Event()
 
-        async def main():
+        async def main(calls):
             async for _ in chat.astream("hello", max_tokens=300):
+                assert await asyncio.to_thread(calls.held[20].wait, 60)
                 break
+            # The loop closes one generator inside the other, each in a turn of its own.
+            for _ in range(50):
+                await asyncio.sleep(0)
+            left.set()
             task = asyncio.create_task(chat.ainvoke("hello", max_tokens=300))
-            await asyncio.sleep(0.05)
+            assert await asyncio.to_thread(calls.held[30].wait, 60)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
+            cancelled.set()
             return await chat.ainvoke("hello")
 
-        with Calls(vlm) as calls:
-            assert asyncio.run(main()).content == chat.invoke("hello").content
+        with Calls(vlm, {20: left, 30: cancelled}) as calls:
+            answer = asyncio.run(main(calls)).content
             wait_for_workers(before)
-        assert len(calls.modes) < 300
+            assert len(calls.modes) == 30 + 12
+        assert answer == chat.invoke("hello").content
 
     @pytest.mark.parametrize("messages", [[AIMessage("hi")], "<image>"])
     def test_an_error_is_raised_where_it_is_awaited(self, chat, messages):

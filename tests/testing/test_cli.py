@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-import time
 
 import pytest
 import torch
@@ -143,11 +142,11 @@ def test_a_plain_checkpoint_is_no_run_and_its_encoder_is_named(
     assert code == 2 and says in err
 
 
-def test_list_has_a_line_for_every_hub_id(cli):
-    """From bundled shapes: in seconds, and nothing is wrapped or cut off, so that grep finds whole lines."""
-    start = time.process_time()
-    code, out, _ = cli("list", "encoders")
-    assert code == 0 and time.process_time() - start < 10
+def test_list_has_a_line_for_every_hub_id(cli, made):
+    """From bundled shapes, without weights; nothing is wrapped or cut off, so that grep finds whole lines."""
+    with made:
+        code, out, _ = cli("list", "encoders")
+    assert code == 0 and made.most < 1000
     for name, known in KNOWN.items():
         (line,) = [line for line in out.splitlines() if name in line.split()]
         assert line.split()[0] == known.family

@@ -1,6 +1,7 @@
 """Trains a recipe in children that are killed by kill -9: after a time, or at the n-th change of a file.
 
-A time is counted from the start, or from when `metrics.jsonl` has a number of rows.
+A time is counted from the start, or from when `metrics.jsonl` has a number of rows; or it is when that file
+has got its n-th row.
 
 Started by test_kills.py with the recipe's file; reads a job a line on stdin, answers each with a line. Each
 job is a fork, so what takes long (importing torch) is done once. Nothing computes in the parent.
@@ -21,6 +22,7 @@ import torch
 
 from vlmkit.recipe import load_recipe
 from vlmkit.train import head
+from vlmkit.train.metrics import MetricsFile
 from vlmkit.train.module import StageModule
 from vlmkit.train.run import train_recipe
 
@@ -63,7 +65,21 @@ def hard_to_repeat():
     StageModule.forward = poisoned
 
 
+def die_after(row, output):
+    """Kill this process as soon as `metrics.jsonl` has so many rows."""
+    write = MetricsFile.write
+
+    def counting(self, values):
+        write(self, values)
+        if self.path.name == "metrics.jsonl" and rows(output) == row:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    MetricsFile.write = counting
+
+
 def child(file, job):
+    if "row" in job:
+        die_after(job["row"], job["output"])
     done = die_at(job.get("at"), job["count"]) if "count" in job else lambda: None
     with open(job["log"], "a") as log:
         os.dup2(log.fileno(), 1)

@@ -142,10 +142,14 @@ def run_job(recipe, job, folder):
         assert all(p.grad is not None for p in params), "a parameter that trains was not touched"
         kinds = {type(p).__name__ for p in params}
         assert kinds == ({"DTensor"} if job.get("sharded") else {"Parameter"}), kinds
+        if job.get("sharded"):
+            held = [p.untyped_storage().nbytes() for p in module.parameters()]
+            assert max(held) <= 8, "the whole module is in memory beside its shares"
         if job.get("stop") and accelerator.process_index == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         seen.update({str(i): whole(p.grad).clone().contiguous() for i, p in enumerate(params)})
 
+    frozen = {n: p.detach().clone() for n, p in module.named_parameters() if not p.requires_grad}
     handle = register_optimizer_step_pre_hook(keep)
     resume = Path(job["resume"]) if "resume" in job else None
     run = StageRun(into, accelerator, metrics, Silent(), stage.clip)
@@ -158,6 +162,9 @@ def run_job(recipe, job, folder):
         assert job.get("stop") and accelerator.is_main_process != run.stop
     finally:
         handle.remove()
+    own = dict(module.named_parameters())
+    changed = [name for name, before in frozen.items() if not torch.equal(own[name], before)]
+    assert not changed and (frozen or "contrastive" in module.weights), changed
     if accelerator.is_main_process:
         save_file(seen, into / "gradients.safetensors")
         after = {n: p.detach().contiguous() for n, p in module.named_parameters() if p.requires_grad}

@@ -18,7 +18,7 @@ from vlmkit.train.checkpoints import latest_checkpoint
 from vlmkit.train.curves import plot_metrics
 from vlmkit.train.guard import MOST_IN_A_ROW, NON_FINITE
 from vlmkit.train.loop import run_stage
-from vlmkit.train.metrics import MetricsFile, Silent, read_metrics
+from vlmkit.train.metrics import MetricsFile, read_metrics
 from vlmkit.train.module import StageModule
 from vlmkit.train.stage import apply_stage
 from vlmkit.train.stage_run import StageRun
@@ -27,18 +27,8 @@ from vlmkit.train.steps import StageData
 SKIP = {"on_non_finite": "skip"}
 
 
-class Heard(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
-
-
 @pytest.fixture
-def train(tmp_path):
+def train(tmp_path, hear):
     """A function: model, stage and samples to the rows of metrics.jsonl and the notes."""
 
     def run(model, stage, samples, encode=None, resume=None):
@@ -46,7 +36,7 @@ def train(tmp_path):
         rules = TextRules(p.tokenizer, PROMPTS["chat_template"], p.count_fitted, p.image_token_id)
         apply_stage(model, stage)
         module = StageModule(model, stage, encode and encode(model))
-        heard = Heard()
+        heard = hear()
         into = StageRun(tmp_path, Accelerator(), MetricsFile(tmp_path / "metrics.jsonl"), heard, stage.clip)
         run_stage(module, stage, StageData(samples, Collator(p.specs, rules), 0), into, resume)
         return read_metrics(tmp_path / "metrics.jsonl"), heard.notes

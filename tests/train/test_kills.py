@@ -224,7 +224,7 @@ def test_kills_at_changes_of_files_and_where_dropout_is_drawn(attempt, whole, tm
     run, count = tmp_path / "run", str(tmp_path / "count")
     for number in (calls // 50, calls // 3):
         assert attempt(run, at=number, count=count)["code"] == -9
-    assert attempt(run, rows=STEPS + 5, after=0)["code"] == -9
+    assert attempt(run, row=STEPS + 5)["code"] == -9
     assert attempt(run, at=8, count=count)["code"] == -9
     assert 0 < len(list(run.glob("checkpoints/instruct-step-*"))) < 4
     assert attempt(run)["code"] == 0

@@ -93,17 +93,15 @@ def test_an_error_drops_the_lock(tmp_path):
         pass
 
 
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
-    notes = []
-    reporter = Silent()
-    reporter.note = notes.append
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, hear):
+    heard = hear()
 
     def refuse(descriptor):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("vlmkit_retrieval.lock._lock", refuse)
-    with locked(tmp_path, reporter):
-        assert len(notes) == 1 and "a file system without locks" in notes[0]
+    with locked(tmp_path, heard):
+        assert len(heard.notes) == 1 and "a file system without locks" in heard.notes[0]
 
 
 def test_a_folder_with_nothing_but_a_lock_is_free(tiny_recipe, tmp_path):

@@ -19,7 +19,7 @@ from vlmkit.recipe import Recipe
 from vlmkit.train import probe, verdict
 from vlmkit.train.checkpoints import latest_checkpoint
 from vlmkit.train.loop import run_stage
-from vlmkit.train.metrics import MetricsFile, Silent, read_metrics
+from vlmkit.train.metrics import MetricsFile, read_metrics
 from vlmkit.train.module import StageModule
 from vlmkit.train.probe import FEWEST_SAMPLES, Probe
 from vlmkit.train.probe_samples import GREY, VERSIONS, choose_rows, next_image
@@ -38,16 +38,6 @@ NAFLEX = {
         "patch_size": 4, "num_patches": 9,
     },
 }  # fmt: skip
-
-
-class Heard(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
 
 
 def picture(colour, size=(16, 16), shade=0):
@@ -73,14 +63,14 @@ def stage_data(model, samples, **rules):
 
 
 @pytest.fixture
-def train(tmp_path):
+def train(tmp_path, hear):
     """A function: model, stage and samples to the rows of metrics.jsonl and the notes."""
 
     def run(model, stage, samples, resume=None, folder="."):
         into = tmp_path / folder
         into.mkdir(exist_ok=True)
         apply_stage(model, stage)
-        heard = Heard()
+        heard = hear()
         run = StageRun(into, Accelerator(), MetricsFile(into / "metrics.jsonl"), heard, stage.clip)
         run_stage(StageModule(model, stage), stage, stage_data(model, samples, pack=stage.pack), run, resume)
         return read_metrics(into / "metrics.jsonl"), heard.notes
@@ -89,11 +79,11 @@ def train(tmp_path):
 
 
 @pytest.fixture
-def probe_of(tmp_path):
+def probe_of(tmp_path, hear):
     """A function: model, stage and samples to the probe of a stage and what its reporter heard."""
 
     def make(model, stage, samples, **rules):
-        heard = Heard()
+        heard = hear()
         run = StageRun(tmp_path, Accelerator(), MetricsFile(tmp_path / "m"), heard)
         return Probe(stage, stage_data(model, samples, **rules), 100, run), heard.notes
 

@@ -5,9 +5,10 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import textwrap
 import threading
-import time
 
 import pytest
 import torch
@@ -149,31 +150,36 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(recipe_file, uninter
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_processes_leaves_the_checkpoint_its_workers(recipe_file, tmp_path, number):
-    """As terminals and schedulers send it: the death of a worker was an error while it was written."""
+    """As terminals and schedulers send it: the death of a worker was an error while it was written.
+
+    By another process: a worker that is terminated by the one that it belongs to ends as if all were well.
+    """
+    send = (
+        "import os, sys; number, *processes = map(int, sys.argv[1:]); [os.kill(p, number) for p in processes]"
+    )
 
     class ToAll(Signals):
         def step(self, step, values):
             if (self.name, step) == self.moment:
-                workers = multiprocessing.active_children()
-                assert workers
-                for process in (os.getpid(), *(worker.pid for worker in workers)):
-                    os.kill(process, self.number)
-                time.sleep(0.2)
+                self.workers = multiprocessing.active_children()
+                told = [self.number, os.getpid(), *(worker.pid for worker in self.workers)]
+                subprocess.run([sys.executable, "-c", send, *map(str, told)], check=True)
 
     recipe = load_recipe(recipe_file, [f"output={tmp_path}/run", "stages.contrastive.workers=2"])
     with pytest.raises(Interrupted, match="after step 2 of stage contrastive"):
-        train_recipe(recipe, reporter=ToAll(("contrastive", 2), number))
+        train_recipe(recipe, reporter=(told := ToAll(("contrastive", 2), number)))
+    for worker in told.workers:
+        worker.join()
+    assert [worker.exitcode for worker in told.workers] == [0, 0], "they ended when they were told to"
     assert latest_checkpoint(tmp_path / "run", "contrastive").name == "contrastive-step-000002"
 
 
-def test_a_resumed_run_says_from_where(recipe_file, tmp_path, python):
-    run, notes = tmp_path / "run", []
+def test_a_resumed_run_says_from_where(recipe_file, tmp_path, python, hear):
+    run, heard = tmp_path / "run", hear()
     python(KILLED, str(recipe_file), str(run), "contrastive", "3")
-    reporter = Silent()
-    reporter.note = notes.append
-    train_recipe(load_recipe(recipe_file, [f"output={run}"]), resume=True, reporter=reporter)
-    assert f"stage contrastive goes on after step 2 of {STEPS}; 1 later ones are done again" in notes
-    assert not [note for note in notes if note.startswith("stage vqa goes on")]
+    train_recipe(load_recipe(recipe_file, [f"output={run}"]), resume=True, reporter=heard)
+    assert f"stage contrastive goes on after step 2 of {STEPS}; 1 later ones are done again" in heard.notes
+    assert not [note for note in heard.notes if note.startswith("stage vqa goes on")]
 
 
 def test_ctrl_c_ends_the_command_with_130_and_one_line(recipe_file, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,8 @@
 """`on_bad_sample: skip`: left out, counted and listed; nothing takes its place."""
 
 import json
+import multiprocessing
+import pickle
 import shutil
 import tarfile
 from collections.abc import Sequence
@@ -10,26 +12,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vlmkit import checkpoint
+from vlmkit import checkpoint, errors
+from vlmkit.data import problems
+from vlmkit.data.problems import ImageMissingError, SpecialTokenError
 from vlmkit.data.sample import read_row, readable
 from vlmkit.data_check.check import check_data
-from vlmkit.errors import VlmkitError
+from vlmkit.errors import MissingExtraError, UsageError, VlmkitError
 from vlmkit.train import checkpoints
-from vlmkit.train.metrics import Silent, read_metrics
+from vlmkit.train.metrics import read_metrics
 from vlmkit.train.run import train_recipe
+from vlmkit.train.steps import TOLD, Failed
 
 ANSWERS = ("red", "a blue circle", "some triangle of no colour")
 BAD = {"gone.png": "image_missing", "broken.png": "image_unreadable"}
-
-
-class Heard(Silent):
-    """Keeps what it is told."""
-
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
 
 
 @pytest.fixture
@@ -58,13 +53,13 @@ def data(tmp_path, noise):
 
 
 @pytest.fixture
-def train(tiny_recipe, tmp_path):
+def train(tiny_recipe, tmp_path, hear):
     """A function: a data block and settings of the stage to the run and what the reporter heard."""
 
     def run(name, data, resume=False, **stage):
         settings = {"data": data, "steps": 2, "batch_size": 4, "train": {"llm": {"lr": 1e-2}}, **stage}
         recipe = tiny_recipe(stages=[settings], output=str(tmp_path / name))
-        heard = Heard()
+        heard = hear()
         return train_recipe(recipe, resume=resume, reporter=heard).path, heard.notes
 
     return run
@@ -83,6 +78,54 @@ def test_a_worker_says_what_is_wrong_as_the_main_process_does(train, data):
     """Not as the traceback that a loader makes of it."""
     with pytest.raises(VlmkitError, match=r"^sample 'gone\.png': image \S+ does not exist; check the path$"):
         train("worker", data("g0", "g1", "g2", "gone.png"), workers=1)
+
+
+def test_a_worker_says_what_is_wrong_by_the_same_class(train, data, tmp_path):
+    """The exit code is of the class: a special token is a wrong use, a missing image is not."""
+    missing, special = data("g0", "g1", "gone.png"), data("g0", "g1")
+    path = Path(special["path"])
+    path.write_text(path.read_text().replace("what", "</s>"))
+    for bad, kind, code in ((missing, ImageMissingError, 1), (special, SpecialTokenError, 2)):
+        raised = []
+        for workers in (0, 1):
+            with pytest.raises(kind) as found:
+                train(f"{kind.__name__}{workers}", bad, workers=workers)
+            raised.append(found.value)
+        here, there = raised
+        assert type(here) is type(there) is kind and str(here) == str(there)
+        assert here.exit_code == there.exit_code == code
+
+
+def test_an_error_that_is_kept_keeps_no_worker(train, data):
+    """Python waits at its end for those that are left, and a first termination does not end them."""
+    with pytest.raises(ImageMissingError) as kept:
+        train("kept", data("g0", "g1", "g2", "gone.png"), workers=1)
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.join(30)
+    left = [worker for worker in workers if worker.is_alive()]
+    # Or they would wait for this process, and it for them.
+    del kept
+    assert not left
+
+
+class OfTwoPartsError(UsageError):
+    """Another package's: not made of a message, and not of a class that every process knows."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+        self.file = open(__file__)  # noqa: SIM115 - what cannot be pickled
+
+
+def test_what_a_worker_tells_can_be_told():
+    """A loader waits for ever for what cannot be pickled."""
+    own = OfTwoPartsError(1, 2)
+    own.file.close()
+    for error, kind in ((own, UsageError), (MissingExtraError("peft", "train"), MissingExtraError)):
+        again = pickle.loads(pickle.dumps(Failed.by(error))).error()
+        assert type(again) is kind and str(again) == str(error) and again.exit_code == error.exit_code
+    kinds = [own for room in (errors, problems) for own in vars(room).values() if isinstance(own, type)]
+    assert {kind for kind in kinds if issubclass(kind, VlmkitError)} == set(TOLD)
 
 
 def test_rows_that_cannot_be_read_do_not_fill_steps_of_their_own(train, data):

@@ -9,12 +9,16 @@ from rich.console import Console
 from rich.table import Table
 
 from vlmkit.data.problems import PROBLEMS
-from vlmkit.data_check.check import DUPLICATE, Report, StageFindings
+from vlmkit.data_check.check import DUPLICATE, SAME_ID, Report, StageFindings
 from vlmkit.data_check.findings import Listed, histogram, quantile
 from vlmkit.data_check.subject import EVALUATE
 
 BAR = 40
-KINDS = {**PROBLEMS, DUPLICATE: "images with the content of another"}
+KINDS = {
+    **PROBLEMS,
+    DUPLICATE: "images with the content of another",
+    SAME_ID: "rows with the id of an earlier one",
+}
 
 
 def print_report(report: Report) -> None:

@@ -80,6 +80,20 @@ class TokenBudgetError(UsageError):
     kind: ClassVar[str] = "token_budget"
 
 
+PROBLEM_ERRORS: tuple[type[VlmkitError], ...] = (
+    ImageMissingError,
+    ImageUnreadableError,
+    ImageTooLargeError,
+    ImageSlotsError,
+    SpecialTokenError,
+    PlaceholderError,
+    UnknownWordError,
+    UnsupervisedError,
+    TooLongError,
+    TokenBudgetError,
+)
+
+
 def kind_of(error: Exception) -> str:
     """A name from `PROBLEMS`; what has no kind of its own is a malformed row."""
     kind: str = getattr(error, "kind", "malformed")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlmkit.data.sample import read_row
 from vlmkit.data_check.findings import Findings, Problem
 from vlmkit.data_check.images import Images, look_at_images
 from vlmkit.data_check.parallel import Progress, in_chunks
@@ -15,6 +16,7 @@ from vlmkit.data_check.subject import DataSet, Subject, make_subjects
 from vlmkit.recipe import Recipe
 
 DUPLICATE = "image_duplicate"
+SAME_ID = "id_duplicate"
 
 
 @dataclass
@@ -113,8 +115,8 @@ def check_data(
     """Look at all data of a recipe as its stages would.
 
     Each row is read, each image opened once, and each row of tokens made by the code that training uses. What
-    training would refuse or skip is a problem; images with the same content are a note. Nothing is repaired,
-    cut off, left out or replaced.
+    training would refuse or skip is a problem; images with the same content, and rows with the same id, are a
+    note. Nothing is repaired, cut off, left out or replaced.
 
     Args:
         recipe: Whose data.
@@ -133,6 +135,8 @@ def check_data(
     stages = [_stage(subject, data, images, workers, progress) for subject in subjects]
     for image, twin in images.twins():
         _note_twin(stages, subjects, images, image, twin)
+    for own, pairs in zip(data, images.same_ids, strict=True):
+        _note_same_ids(stages, subjects, own, pairs)
     return Report(recipe.name, stages, len(images.use_N), limit, time.perf_counter() - began, notes)
 
 
@@ -171,3 +175,18 @@ def _note_twin(
     for stage, subject in zip(stages, subjects, strict=True):
         if subject.data is own:
             stage.sources[own.source(use.number)].note(Problem(DUPLICATE, name, message))
+
+
+def _note_same_ids(
+    stages: Sequence[StageFindings],
+    subjects: Sequence[Subject],
+    data: DataSet,
+    pairs: Sequence[tuple[int, int]],
+) -> None:
+    """Note rows with the id of an earlier one, in every stage that reads them: training tells them apart."""
+    for number, earlier in pairs:
+        name = read_row(data.samples, number).name
+        message = f"{data.row(number)} has the id {name!r} of {data.row(earlier)}"
+        for stage, subject in zip(stages, subjects, strict=True):
+            if subject.data is data:
+                stage.sources[data.source(number)].note(Problem(SAME_ID, name, message))

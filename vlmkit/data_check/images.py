@@ -1,8 +1,9 @@
 """Every image of a recipe's data opened once, however many rows, sources and stages use it.
 
 First the rows are read, and each image gets a key: of its path, of its place in a tar, or of its bytes. Then
-one use of each key is opened. What stays in memory are arrays: 8 bytes a sample, 8 a use, 32 an image (by
-their `nbytes`); the keys, 16 bytes a use, are there until they are sorted.
+one use of each key is opened. Ids of rows are compared by such keys too. What stays in memory are arrays: 8
+bytes a sample, 8 a use, 32 an image (by their `nbytes`); the keys, 16 bytes a use and 16 a row, are there
+until they are sorted.
 Shapes: S samples, U uses of images in samples, N distinct images.
 """
 
@@ -50,6 +51,7 @@ class Images:
         content_N: Hash of the encoded bytes.
         problems: Image to kind and message.
         data: The data sets.
+        same_ids: For each data set, (number of a row, the first one of the same id).
     """
 
     first_S1: list[NDArray[np.int64]]
@@ -60,6 +62,7 @@ class Images:
     content_N: NDArray[np.bytes_]
     problems: dict[int, tuple[str, str]]
     data: Sequence[DataSet]
+    same_ids: list[list[tuple[int, int]]]
 
     def of(self, data: int, position: int) -> list[int]:
         """The images of a sample, in order."""
@@ -94,6 +97,7 @@ def look_at_images(data: Sequence[DataSet], workers: int, progress: Progress) ->
         progress: Called with what is done, how many, of how many.
     """
     firsts: list[NDArray[np.int64]] = []
+    same_ids: list[list[tuple[int, int]]] = []
     starts, joined, total = [0], bytearray(), sum(len(own.numbers) for own in data)
     before = 0
 
@@ -101,32 +105,43 @@ def look_at_images(data: Sequence[DataSet], workers: int, progress: Progress) ->
         progress("rows", before + done, total)
 
     for own in data:
-        counts = array("q", [0])
-        for found, keys in in_chunks(partial(_keys, own), own.numbers, workers, told):
+        counts, ids = array("q", [0]), bytearray()
+        for found, keys, names in in_chunks(partial(_keys, own), own.numbers, workers, told):
             counts.extend(found)
             joined += keys
+            ids += names
         before += len(own.numbers)
         firsts.append(np.cumsum(np.array(counts, np.int64)))
+        same_ids.append(_same(bytes(ids), own.numbers))
         starts.append(len(joined) // KEY)
     # Text of a fixed width that ends in zeros is compared as if they were there, so keys stay exact.
     _, use_N, image_U = np.unique(
         np.frombuffer(bytes(joined), f"S{KEY}"), return_index=True, return_inverse=True
     )
     sizes, contents, problems = _open_all(firsts, starts, data, use_N, workers, progress)
-    return Images(firsts, starts, image_U, use_N, sizes, contents, problems, data)
+    return Images(firsts, starts, image_U, use_N, sizes, contents, problems, data, same_ids)
 
 
-def _keys(data: DataSet, numbers: Sequence[int]) -> tuple[list[int], bytes]:
-    """Images of each sample, and all their keys; a sample that cannot be read has none."""
+def _keys(data: DataSet, numbers: Sequence[int]) -> tuple[list[int], bytes, bytes]:
+    """Images of each sample, all their keys, and a key of each row's id; what cannot be read has no image."""
     counts: list[int] = []
-    keys = bytearray()
+    keys, ids = bytearray(), bytearray()
     for number in numbers:
-        sample = read_row(data.samples, number).sample
-        images = sample.images if sample else ()
+        row = read_row(data.samples, number)
+        images = row.sample.images if row.sample else ()
         counts.append(len(images))
+        ids += hashlib.blake2b(row.name.encode("utf-8", "surrogatepass"), digest_size=KEY).digest()
         for image in images:
             keys += _key(image)
-    return counts, bytes(keys)
+    return counts, bytes(keys), bytes(ids)
+
+
+def _same(ids: bytes, numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """(number, the first one with the same key) of those that are not the first."""
+    _, first, key_of = np.unique(np.frombuffer(ids, f"S{KEY}"), return_index=True, return_inverse=True)
+    earliest = first[key_of]
+    again = np.flatnonzero(earliest != np.arange(len(earliest)))
+    return [(numbers[i], numbers[earliest[i]]) for i in again.tolist()]
 
 
 def _key(source: ImageSource) -> bytes:

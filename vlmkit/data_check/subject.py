@@ -40,6 +40,13 @@ class DataSet:
             return self.samples.shares[self.samples.share_of(number)].name
         return self.block.type
 
+    def row(self, number: int) -> str:
+        """Where a sample is: `row N` of its source, counted from 0; in a mixture `SOURCE/row N`."""
+        if isinstance(self.samples, Mixture):
+            share = self.samples.shares[self.samples.share_of(number)]
+            return f"{share.name}/row {number - share.first}"
+        return f"row {number}"
+
 
 @dataclass(frozen=True)
 class Subject:

@@ -5,8 +5,7 @@ Every step is a function of (recipe, seed, step, stored state), so that a killed
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from vlmkit.recipe import Stage
 from vlmkit.train import checkpoints
 from vlmkit.train.distribute import any_process, is_sharded
 from vlmkit.train.guard import NON_FINITE, Guard
+from vlmkit.train.lend import lend, take_back
 from vlmkit.train.meters import StepMeter
 from vlmkit.train.metrics import MetricsFile
 from vlmkit.train.module import StageModule
@@ -26,12 +26,14 @@ from vlmkit.train.probe import Probe
 from vlmkit.train.schedule import lr_factor, stage_facts
 from vlmkit.train.skipped import SKIPPED, tell_skipped, write_skipped
 from vlmkit.train.stage_run import Interrupted, StageRun, leave_signals_to_main, stop_signals
-from vlmkit.train.steps import StageData, Steps, ToldSteps, opened
+from vlmkit.train.steps import Failed, StageData, Steps, ToldSteps, opened
 from vlmkit.train.take_step import take_step
 
 
 def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun, resume: Path | None) -> None:
     """Train one stage to its end, from a checkpoint if one is given.
+
+    A module that is trained as shares has no numbers while it trains, nor after an error.
 
     Raises:
         Interrupted: A signal came; a checkpoint was written.
@@ -39,16 +41,18 @@ def run_stage(module: StageModule, stage: Stage, data: StageData, run: StageRun,
     """
     if resume:
         checkpoints.load_tensors(resume, module)
-    # There is no way back from shares to a module: the last checkpoint brings the numbers back.
-    trained = copy.deepcopy(module) if is_sharded(run.accelerator) else module
+    trained = lend(module) if is_sharded(run.accelerator) else module
     loop = StageLoop(trained, stage, data, run, resume)
     run.reporter.begin(stage.name, loop.start, loop.steps)
     with stop_signals(run):
         for step, batches in loop.meter.each(_batches(stage, data, run, loop.start, loop.steps)):
             loop.step(step, batches)
             loop.save_where_due(step + 1)
-    if trained is not module and loop.saved is not None:
-        checkpoints.load_tensors(loop.saved, module)
+    if trained is not module:
+        take_back(module, trained)
+        if loop.saved is not None:
+            # Its buffers are those of the main process for all; the module's own did not train.
+            checkpoints.load_tensors(loop.saved, module)
     loop.end()
 
 
@@ -173,4 +177,15 @@ def _batches(
         generator=own,
         worker_init_fn=leave_signals_to_main,
     )
-    return zip(numbers, map(opened, loader), strict=True)
+    return _numbered(numbers, iter(loader))
+
+
+def _numbered(
+    numbers: Iterable[int], items: Iterator[list[Batch] | Failed]
+) -> Iterator[tuple[int, list[Batch]]]:
+    """(step, micro-batches); what loads them ends with the last, and with an error."""
+    try:
+        yield from zip(numbers, map(opened, items), strict=True)
+    finally:
+        # An error that is kept keeps this frame; Python would wait at its end for processes, and they for it.
+        del items

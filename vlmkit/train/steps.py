@@ -13,9 +13,9 @@ from torch.utils.data import Dataset, get_worker_info
 from vlmkit.data.batch import Batch
 from vlmkit.data.collate import Collator, Prepared
 from vlmkit.data.formats.mixture import Mixture
-from vlmkit.data.problems import kind_of
+from vlmkit.data.problems import PROBLEM_ERRORS, kind_of
 from vlmkit.data.sample import Sample, Skipped, read_row, readable
-from vlmkit.errors import UsageError, VlmkitError
+from vlmkit.errors import MissingExtraError, UsageError, VlmkitError
 from vlmkit.objectives import IGNORE
 from vlmkit.recipe import Stage
 from vlmkit.train.grouping import GroupedOrder, Length, rough_length
@@ -110,10 +110,28 @@ class Steps(Dataset[list[Batch]]):
 class Failed:
     """In place of a step's batches: why there are none.
 
-    Out of a data-loading process an error comes as its traceback in words, so the message comes alone.
+    A loader makes a traceback in words of what a worker raises, and waits for ever for what cannot be
+    pickled. So the class, which is one that every process can import, and the message come alone.
+
+    Attributes:
+        kind: Of the error; of a class that is not in `TOLD`, the nearest of its bases that is.
+        message: What it says.
     """
 
+    kind: type[VlmkitError]
     message: str
+
+    @classmethod
+    def by(cls, error: VlmkitError) -> Failed:
+        """What is told of an error."""
+        return cls(next(kind for kind in type(error).__mro__ if kind in TOLD), str(error))
+
+    def error(self) -> VlmkitError:
+        """The error again, without asking its class what it is made of."""
+        return self.kind.__new__(self.kind, self.message)
+
+
+TOLD: tuple[type[VlmkitError], ...] = (VlmkitError, UsageError, MissingExtraError, *PROBLEM_ERRORS)
 
 
 class ToldSteps(Dataset[list[Batch] | Failed]):
@@ -128,17 +146,17 @@ class ToldSteps(Dataset[list[Batch] | Failed]):
         except VlmkitError as error:
             if get_worker_info() is None:
                 raise
-            return Failed(str(error))
+            return Failed.by(error)
 
 
 def opened(item: list[Batch] | Failed) -> list[Batch]:
     """What a loader of `ToldSteps` gave.
 
     Raises:
-        VlmkitError: The error of the worker, in its words.
+        VlmkitError: The error of the worker, in its words and of its class.
     """
     if isinstance(item, Failed):
-        raise VlmkitError(item.message)
+        raise item.error()
     return item
 
 
