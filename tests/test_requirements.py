@@ -17,7 +17,7 @@ OTHERS = [r for r in EXTRAS if r.name not in ("vlmkit", "types-PyYAML")]
 SOURCES = ("vlmkit", "connectors", "retrieval")
 # A format of files without a promise yet, templates that one test reads, and what other suites ask of us.
 BOUNDED = {"qdrant-edge-py", "trl", "mteb", "langchain-tests", "pytrec-eval-terrier"}
-KERNELS = {"flash_attn", "flash-attn", "xformers", "triton", "deepspeed", "apex", "causal_conv1d"}
+KERNELS = {"flash_attn", "flash-attn", "xformers", "triton", "apex", "causal_conv1d"}
 
 
 @pytest.mark.parametrize("requirement", [*CORE, *OTHERS], ids=str)
@@ -38,7 +38,11 @@ def test_the_core_is_small():
 
 
 def imported(file):
-    for node in ast.walk(ast.parse(file.read_text())):
+    return imported_by(ast.parse(file.read_text()).body)
+
+
+def imported_by(statements):
+    for node in ast.walk(ast.Module(statements, [])):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         yield from (name.partition(".")[0] for name in names)
@@ -49,6 +53,15 @@ def test_no_kernel_is_needed_or_imported():
     assert not KERNELS & {r.name for r in (*CORE, *OTHERS)}
     for file in (file for source in SOURCES for file in (ROOT / source).rglob("*.py")):
         assert not KERNELS & set(imported(file)), file
+
+
+def test_deepspeed_is_an_extra_that_is_imported_within_functions():
+    """It compiles kernels when they are asked for; nothing asks where its own extra is not installed."""
+    needing = {name for name, lines in PROJECT["optional-dependencies"].items() if "deepspeed" in str(lines)}
+    assert needing == {"deepspeed", "dev"} and "deepspeed" not in {r.name for r in CORE}
+    for file in (file for source in SOURCES for file in (ROOT / source).rglob("*.py")):
+        outside = [node for node in ast.parse(file.read_text()).body if not isinstance(node, ast.FunctionDef)]
+        assert "deepspeed" not in set(imported_by(outside)), file
 
 
 @pytest.mark.parametrize("llm", ["llama", "qwen2", "gpt2"])

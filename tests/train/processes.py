@@ -1,15 +1,17 @@
 """One process of several: trains stages as a list of jobs says, and leaves gradients and checkpoints.
 
-Started by test_distributed.py with a file of jobs and a folder. The samples lie so that of two processes the
-second one gets text alone.
+Started by test_distributed.py and test_deepspeed.py with a file of jobs and a folder. The samples lie so that
+of two processes the second one gets text alone.
 """
 
+import gc
 import io
 import json
 import math
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -36,6 +38,7 @@ from vlmkit.train.schedule import permutation
 from vlmkit.train.stage import apply_stage
 from vlmkit.train.stage_run import Interrupted, StageRun
 from vlmkit.train.steps import StageData
+from vlmkit.train.zero import ZeroOptimizer
 
 SAMPLES = 8
 QUESTIONS = [("what color is it?", "red"), ("say yes", "yes"), ("how many images are there?", "two of them")]
@@ -114,6 +117,8 @@ def run_job(recipe, job, folder):
         "ACCELERATE_USE_FSDP": str(job.get("sharded", False)),
         "FSDP_VERSION": job.get("version", "2"),
     }
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": str("zero" in job), "DS_ACCELERATOR": "cpu"}
+    os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = json.dumps(job.get("zero"))
     os.environ["FSDP_AUTO_WRAP_POLICY"] = "TRANSFORMER_BASED_WRAP"
     recipe = Recipe.model_validate(recipe)
     stage = recipe.stages[0].model_copy(update=job.get("stage", {}))
@@ -121,7 +126,7 @@ def run_job(recipe, job, folder):
     into.mkdir(exist_ok=True)
     model = rough(assemble(recipe))
     try:
-        accelerator = make_accelerator("no")
+        accelerator = make_accelerator(job.get("precision", "no"))
     except UsageError as error:
         (into / "refused.txt").write_text(str(error))
         return
@@ -143,25 +148,38 @@ def run_job(recipe, job, folder):
         kinds = {type(p).__name__ for p in params}
         assert kinds == ({"DTensor"} if job.get("sharded") else {"Parameter"}), kinds
         if job.get("sharded"):
-            held = [p.untyped_storage().nbytes() for p in module.parameters()]
-            assert max(held) <= 8, "the whole module is in memory beside its shares"
+            lent()
         if job.get("stop") and accelerator.process_index == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         seen.update({str(i): whole(p.grad).clone().contiguous() for i, p in enumerate(params)})
 
+    def lent():
+        held = [p.untyped_storage().nbytes() for p in module.parameters()]
+        assert max(held) <= 8, "the whole module is in memory beside its shares"
+
+    def keep_shares(optimizer):
+        from deepspeed.utils import safe_get_full_grad
+
+        lent()
+        if job.get("stop") and accelerator.process_index == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        found = [safe_get_full_grad(p) for group in optimizer.param_groups for p in group["params"]]
+        seen.update({str(i): gradient.clone() for i, gradient in enumerate(found)})
+        step(optimizer)
+
+    step = ZeroOptimizer.step
+    zero = patch.object(ZeroOptimizer, "step", keep_shares)
+    handle = register_optimizer_step_pre_hook(keep) if "zero" not in job else nullcontext()
     frozen = {n: p.detach().clone() for n, p in module.named_parameters() if not p.requires_grad}
-    handle = register_optimizer_step_pre_hook(keep)
     resume = Path(job["resume"]) if "resume" in job else None
     run = StageRun(into, accelerator, metrics, Silent(), stage.clip)
     fewest = patch.object(probe, "FEWEST_SAMPLES", job.get("fewest", probe.FEWEST_SAMPLES))
     try:
-        with fewest:
+        with fewest, zero, handle:
             run_stage(module, stage, data, run, resume)
         assert not job.get("stop"), "the signal to the second process was not seen"
     except Interrupted:
         assert job.get("stop") and accelerator.is_main_process != run.stop
-    finally:
-        handle.remove()
     own = dict(module.named_parameters())
     changed = [name for name, before in frozen.items() if not torch.equal(own[name], before)]
     assert not changed and (frozen or "contrastive" in module.weights), changed
@@ -175,6 +193,8 @@ def run_job(recipe, job, folder):
 
 def main(file, folder):
     torch.set_num_threads(1)
+    # What is imported stays: to look through it at the end of each job takes a second.
+    gc.freeze()
     for job in json.loads(Path(file).read_text()):
         run_job(job["recipe"], job, Path(folder))
 

@@ -70,7 +70,7 @@ def find_blame(wrapped: Any, batches: Sequence[Batch], accelerator: Accelerator)
     ]
     # Of shares no process has a gradient of its own.
     asked += [] if is_sharded(accelerator) else [(GRADIENT, filled, _bad_gradient)]
-    wrapped.zero_grad(set_to_none=True)
+    inner.zero_grad(set_to_none=True)
     wrapped.eval()
     with same_randomness(accelerator.device):
         kind, bad = next(_answers(asked, wrapped, accelerator), (ANY, batches))

@@ -31,6 +31,7 @@ from vlmkit.train.intact import (
     seal,
     stage_and_step,
 )
+from vlmkit.train.zero import ZeroOptimizer
 
 KEEP = 2
 OPTIMIZER = "optimizer.pt"
@@ -53,10 +54,11 @@ def stored_buffers(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
+@torch.no_grad()
 def save_checkpoint(
     path: Path,
     module: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | ZeroOptimizer,
     state: Mapping[str, Any],
     accelerator: Accelerator,
 ) -> None:
@@ -73,8 +75,10 @@ def save_checkpoint(
         accelerator: The processes.
     """
     writes, tensors = accelerator.is_main_process, {}
+    parameters = dict(module.named_parameters())
     for name, tensor in trained_tensors(module).items():
-        complete = whole(tensor)
+        # A parameter itself knows where its shares are.
+        complete = whole(parameters.get(name, tensor)).detach()
         if writes:
             tensors[name] = complete.contiguous().cpu()
     moments = whole_optimizer(optimizer, writes)
@@ -89,7 +93,7 @@ def save_checkpoint(
         seal(partial, state, forms(tensors))
 
 
-def optimized_names(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
+def optimized_names(module: nn.Module, optimizer: torch.optim.Optimizer | ZeroOptimizer) -> list[list[str]]:
     """The parameters of each group of an optimiser, by name: its own state knows them by number alone."""
     names = {id(p): name for name, p in module.named_parameters()}
     return [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
@@ -98,7 +102,7 @@ def optimized_names(module: nn.Module, optimizer: torch.optim.Optimizer) -> list
 def load_checkpoint(
     path: Path,
     module: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | ZeroOptimizer,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Restore the optimiser that `save_checkpoint` wrote, and return its state.

@@ -1,7 +1,8 @@
 """Several processes through accelerate alone: which kinds there are, and what they must do together.
 
 DDP keeps a whole model in each process; FSDP2 keeps a share of every parameter, a `DTensor`, which is whole
-only while it computes. What is written to disk is always whole, so any number of processes reads it.
+only while it computes; DeepSpeed's ZeRO (see `zero`) keeps shares of its own kind. What is written to disk is
+always whole, so any number of processes reads it.
 """
 
 from __future__ import annotations
@@ -24,14 +25,23 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vlmkit.errors import UsageError, VlmkitError
+from vlmkit.train import zero_config
+from vlmkit.train.zero import ZeroOptimizer
+from vlmkit.train.zero_shares import whole_parameter
 
-SUPPORTED = (DistributedType.NO, DistributedType.FSDP)
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+SUPPORTED = (DistributedType.NO, *SHARDED)
 # Far from the seeds of stages, which are a run's own and small numbers above it.
 RANK_SEED = 1_000_003
 
 
 def process_state() -> PartialState:
-    """This process among the others; on a machine without accelerators they talk by gloo."""
+    """This process among the others; on a machine without accelerators they talk by gloo.
+
+    Raises:
+        MissingExtraError: DeepSpeed was asked for and is not installed.
+    """
+    zero_config.require_deepspeed()
     wanted = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
     return PartialState(cpu=wanted or not torch.accelerator.is_available())
 
@@ -50,6 +60,8 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     # The state outlives a run, and would refuse a second one in the same process in another precision.
     AcceleratorState._reset_state()
+    if zero_config.is_told() and (not cpu or process_state().num_processes > 1):
+        return _with_deepspeed(mixed_precision == "bf16", cpu)
     told = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     plugin = FullyShardedDataParallelPlugin() if told else None
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu, fsdp_plugin=plugin)
@@ -59,16 +71,39 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
         accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = plugin
     _check_kind(accelerator)
-    if is_sharded(accelerator):
+    if accelerator.distributed_type == DistributedType.FSDP:
         # Autocast computes in bfloat16, as it does without shards; parameters stay float32.
         accelerator.state.fsdp_plugin.mixed_precision_policy = None
+    return accelerator
+
+
+def _with_deepspeed(bf16: bool, cpu: bool) -> Accelerator:
+    """The accelerator of a run under DeepSpeed.
+
+    Raises:
+        UsageError: Its configuration says what is the recipe's, or what no test covers.
+    """
+    plugin = zero_config.make_plugin(bf16)
+    if cpu:
+        # As it was before a run in the same process.
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
+    accelerator = Accelerator(mixed_precision="no", cpu=cpu, deepspeed_plugin=plugin)
+    if cpu:
+        # accelerate knows DeepSpeed on devices alone; its processes talk by gloo as well.
+        PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
+        accelerator.state.distributed_type = DistributedType.DEEPSPEED
+        accelerator.state.deepspeed_plugins = plugin
+    zero_config.select_plugin(plugin)
+    _check_kind(accelerator)
     return accelerator
 
 
 def _check_kind(accelerator: Accelerator) -> None:
     kind = accelerator.distributed_type
     if kind not in SUPPORTED and not kind.value.startswith("MULTI_"):
-        raise UsageError(f"{kind.value} is not supported; use accelerate's multi_gpu (DDP) or FSDP version 2")
+        raise UsageError(
+            f"{kind.value} is not supported; use accelerate's multi_gpu (DDP), FSDP version 2 or DeepSpeed"
+        )
     if kind == DistributedType.FSDP:
         plugin = accelerator.state.fsdp_plugin
         if plugin.fsdp_version != 2:
@@ -81,7 +116,15 @@ def _check_kind(accelerator: Accelerator) -> None:
 
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether processes hold shares of parameters."""
-    return bool(accelerator.distributed_type == DistributedType.FSDP)
+    return accelerator.distributed_type in SHARDED
+
+
+def computes_in(accelerator: Accelerator) -> str:
+    """Mixed precision in accelerate's words: `no` or `bf16`. Under DeepSpeed its engine casts."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return str(accelerator.mixed_precision)
+    config = accelerator.state.deepspeed_plugin.deepspeed_config
+    return "bf16" if config["torch_autocast"]["enabled"] else "no"
 
 
 def home_device(accelerator: Accelerator) -> torch.device:
@@ -91,16 +134,26 @@ def home_device(accelerator: Accelerator) -> torch.device:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor with the shares of all processes: they must all ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else whole_parameter(tensor)
 
 
-def whole_optimizer(optimizer: torch.optim.Optimizer, keep: bool) -> dict[str, Any]:
+def local_share(tensor: Tensor) -> Tensor:
+    """What this process holds of a parameter."""
+    if isinstance(tensor, DTensor):
+        return tensor.to_local()
+    share: Tensor = getattr(tensor, "ds_tensor", tensor)
+    return share
+
+
+def whole_optimizer(optimizer: torch.optim.Optimizer | ZeroOptimizer, keep: bool) -> dict[str, Any]:
     """The state of an optimiser as one process would have it: they must all ask for it.
 
     Args:
         optimizer: Its parameters may be shares.
         keep: Whether this process wants it; the others let go of each tensor once they have helped.
     """
+    if isinstance(optimizer, ZeroOptimizer):
+        return optimizer.whole(keep)
     state = optimizer.state_dict()
     own: dict[int, dict[str, Any]] = {}
     for number, values in state["state"].items():
@@ -113,8 +166,11 @@ def whole_optimizer(optimizer: torch.optim.Optimizer, keep: bool) -> dict[str, A
     return {**state, "state": own}
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer | ZeroOptimizer, state: Mapping[str, Any]) -> None:
     """Give an optimiser what `whole_optimizer` returned, cut as its parameters are."""
+    if isinstance(optimizer, ZeroOptimizer):
+        optimizer.load(dict(state))
+        return
     params = [p for group in optimizer.param_groups for p in group["params"]]
     cut = {n: {k: _cut_like(v, params[n]) for k, v in values.items()} for n, values in state["state"].items()}
     optimizer.load_state_dict({**state, "state": cut})

@@ -15,7 +15,7 @@ from vlmkit.errors import VlmkitError
 from vlmkit.recipe import Stage
 from vlmkit.train.blame import Blame, find_blame
 from vlmkit.train.checkpoints import stored_buffers
-from vlmkit.train.distribute import of_every_process
+from vlmkit.train.distribute import local_share, of_every_process
 from vlmkit.train.metrics import MetricsFile, read_metrics
 from vlmkit.train.stage_run import StageRun
 
@@ -128,6 +128,6 @@ class Guard:
 def non_finite_tensors(module: nn.Module) -> list[str]:
     """The first names of parameters and buffers that are not all finite; of shares, this process's."""
     tensors = chain(module.named_parameters(), module.named_buffers())
-    own = ((name, getattr(tensor, "_local_tensor", tensor)) for name, tensor in tensors)
+    own = ((name, local_share(tensor)) for name, tensor in tensors)
     broken = (name for name, tensor in own if tensor.is_floating_point() and not tensor.isfinite().all())
     return list(islice(broken, NAMED))

@@ -89,6 +89,9 @@ class SupervisedHead:
 
         One more pass, in which no dropout of the head is drawn; what else draws leaves no trace.
         """
+        if any(hasattr(p, "ds_tensor") for p in self.head.parameters()):
+            # DeepSpeed's shares: autocast would keep the weights it rounds here for the pass with gradient.
+            return False
         device = next(self.head.parameters()).device
         with same_randomness(device), _quiet(self.head), _made_up(self.head) as made:
             logits_1W = decode().logits[0]

@@ -40,5 +40,5 @@ def take_back(module: StageModule, borrower: StageModule) -> None:
     parts = dict(borrower.named_parameters())
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            complete = whole(parts[name].detach())
+            complete = whole(parts[name]).detach()
             parameter.data = complete.to(parameter.device, parameter.dtype)

@@ -22,6 +22,7 @@ from vlmkit.train.lend import lend, take_back
 from vlmkit.train.meters import StepMeter
 from vlmkit.train.metrics import MetricsFile
 from vlmkit.train.module import StageModule
+from vlmkit.train.prepared import prepare
 from vlmkit.train.probe import Probe
 from vlmkit.train.schedule import lr_factor, stage_facts
 from vlmkit.train.skipped import SKIPPED, tell_skipped, write_skipped
@@ -82,7 +83,7 @@ class StageLoop:
         self.facts = stage_facts(stage, data.samples)
         self.steps: int = self.facts["steps"]
         self.meter = StepMeter(trained, data, run.accelerator)
-        self.wrapped, self.optimizer = run.accelerator.prepare(trained, optimizer)
+        self.wrapped, self.optimizer = prepare(trained, optimizer, run.accelerator, run.clip)
         state: dict[str, Any] = self._restored(resume) if resume else {"step": 0}
         self.start = int(state["step"])
         self.probe = Probe(stage, data, self.steps, run, state.get("probe"))

@@ -20,11 +20,12 @@ from vlmkit.data.batch import Batch
 from vlmkit.data.formats.mixture import Mixture
 from vlmkit.objectives import IGNORE
 from vlmkit.train.devices import sum_dtype
-from vlmkit.train.distribute import whole
+from vlmkit.train.distribute import computes_in, whole
 from vlmkit.train.flops import StageFlops, has_experts, states_attention
 from vlmkit.train.module import StageModule
 from vlmkit.train.peaks import peak_flops
 from vlmkit.train.steps import StageData
+from vlmkit.train.zero import ZeroOptimizer
 
 
 class StepMeter:
@@ -41,7 +42,7 @@ class StepMeter:
         self.accelerator = accelerator
         shares = data.samples.shares if isinstance(data.samples, Mixture) else ()
         self.sources = [share.name for share in shares] if "next_token" in module.weights else []
-        self.peak = peak_flops(accelerator.device, accelerator.mixed_precision)
+        self.peak = peak_flops(accelerator.device, computes_in(accelerator))
         config = module.vlm.config.text_config
         known = self.peak is not None and states_attention(config) and not has_experts(config)
         self.flops = StageFlops(module) if known else None
@@ -137,6 +138,8 @@ def part_norms(optimizer: Any) -> dict[str, float]:
         optimizer: With groups of `StageModule.param_groups`; their gradients may be shares, in which case all
             processes must ask.
     """
+    if isinstance(optimizer, ZeroOptimizer):
+        return optimizer.part_norms()
     gradients: dict[str, list[Tensor]] = {}
     for group in optimizer.param_groups:
         own = (p.grad for p in group["params"] if p.grad is not None)

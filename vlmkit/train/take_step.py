@@ -11,10 +11,10 @@ from accelerate import Accelerator
 
 from vlmkit.data.batch import Batch
 from vlmkit.train.devices import sum_dtype
-from vlmkit.train.distribute import whole
 from vlmkit.train.guard import Guard
 from vlmkit.train.meters import StepMeter
 from vlmkit.train.module import batch_weight
+from vlmkit.train.prepared import backward, clip_gradient, held_back
 from vlmkit.train.stage_run import StageRun
 
 Values = dict[str, Any]
@@ -34,7 +34,7 @@ def take_step(
 
     Args:
         wrapped: The stage's module as accelerate has it.
-        optimizer: Over its parameters.
+        optimizer: Over its parameters, as `prepare` gave it.
         meter: Measures the step.
         batches: This process's micro-batches.
         run: The processes, and the largest norm.
@@ -49,7 +49,7 @@ def take_step(
     sums = {name: torch.zeros((), device=accelerator.device) for name in weights}
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
-        with nullcontext() if last else accelerator.no_sync(wrapped):
+        with nullcontext() if last else held_back(wrapped, optimizer, accelerator):
             with accelerator.autocast():
                 losses = wrapped(batch.to(accelerator.device))
             meter.forward(batch)
@@ -57,11 +57,11 @@ def take_step(
                 sums[name] += total.detach() / totals[name]
             loss = sum(weights[name] * total / totals[name] for name, (total, _) in losses.items())
             # DDP averages over processes, and the sum over all of them is wanted.
-            accelerator.backward(loss * accelerator.num_processes)
+            backward(loss * accelerator.num_processes, optimizer, accelerator, last)
     values = {name: float(accelerator.reduce(value)) for name, value in sums.items()}
     loss_value = sum(weights[name] * value for name, value in values.items())
     meter.gradients(optimizer)
-    norm = float(whole(accelerator.clip_grad_norm_(wrapped.parameters(), run.clip)))
+    norm = clip_gradient(wrapped, optimizer, accelerator, run.clip)
     counted = {"non_finite": 0} if guard.stage.on_non_finite == "skip" else {}
     if max(totals.values()) <= NOTHING:
         # Every sample was skipped. A step of no gradient would still decay the weights.
