@@ -89,10 +89,10 @@ def job(tiny_recipe, tmp_path_factory):
     return make
 
 
-def resumed(job, stage):
-    """One process that goes on from the first step of two."""
-    path = job.folder / f"{stage}long" / "checkpoints" / FIRST
-    return {**job("long"), "name": f"{stage}back", "resume": str(path)}
+def resumed(job, before, name=None, stage=None, **options):
+    """One process, or shares of a stage, that go on from the first step of two."""
+    path = job.folder / f"{before}long" / "checkpoints" / FIRST
+    return {**job("long", stage), "name": name or f"{before}back", "resume": str(path), **options}
 
 
 def run(job, chosen, alone):
@@ -110,7 +110,24 @@ def folder(job):
 
 @pytest.fixture(scope="module")
 def rest(job, folder):
-    return run(job, OTHERS, ["five", "both", "bf16", "filled", "again", "aligned"])
+    run(job, OTHERS, ["five", "both", "bf16", "filled", "again", "aligned"])
+    fsdp = {"sharded": True}
+    ways.in_processes(
+        [
+            resumed(job, 3, "ddp after 3 back"),
+            resumed(job, 1, "fsdp after 1 back", **fsdp),
+            {**job("long"), "name": "fsdp-long", **fsdp},
+        ],
+        job.folder,
+    )
+    ways.in_processes(
+        [resumed(job, "fsdp-", f"{stage} after fsdp back", stage) for stage in FAST], job.folder
+    )
+    return folder
+
+
+# Each goes on from a checkpoint that was written in another way, with two processes on both sides.
+ACROSS = ["ddp after 3 back", "fsdp after 1 back", *(f"{stage} after fsdp back" for stage in FAST)]
 
 
 def each(chosen, names):
@@ -171,7 +188,7 @@ def test_shares_have_the_weights_and_moments_of_one_process(folder, name):
 
 @needed
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*each(OTHERS, GRADIENTS), "2back", "oback"])
+@pytest.mark.parametrize("name", [*each(OTHERS, GRADIENTS), "2back", "oback", *ACROSS])
 def test_every_stage_has_the_gradients_of_one_process(rest, name):
     """Packed rows, rows that do not divide, two objectives, layers computed again; shares in main memory."""
     same_gradients(rest, name)
@@ -191,7 +208,7 @@ def test_a_connector_alone_trains_beside_shares_of_what_is_frozen(rest, stage):
 
 @needed
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*each(OTHERS, ("long", "on", "mixed")), "2back"])
+@pytest.mark.parametrize("name", [*each(OTHERS, ("long", "on", "mixed")), "2back", *ACROSS])
 def test_every_stage_has_the_weights_and_moments_of_one_process(rest, name):
     same_weights(rest, name)
 
