@@ -31,7 +31,8 @@ OTHER = textwrap.dedent("""
 
     class Slow(Silent):
         def step(self, step, values):
-            while not (Path(sys.argv[2]) / "met").exists():
+            end = time.monotonic() + 120
+            while not (Path(sys.argv[2]) / "met").exists() and time.monotonic() < end:
                 time.sleep(0.02)
 
     def half(source, into, tensors):
