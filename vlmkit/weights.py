@@ -86,7 +86,7 @@ def _ask_hub(reference: str, what: str) -> None:
     from huggingface_hub import get_session, get_token, hf_hub_url
     from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
 
-    url, token = hf_hub_url(reference, "config.json"), get_token()
+    url, token, meant = hf_hub_url(reference, "config.json"), get_token(), _meant(reference)
     headers = {"authorization": f"Bearer {token}"} if token else {}
     for number in range(1, _TRIES + 1):
         try:
@@ -96,19 +96,19 @@ def _ask_hub(reference: str, what: str) -> None:
         except Exception as error:
             if number == _TRIES:
                 raise VlmkitError(
-                    f"{what} {reference!r}: no such folder{_meant(reference)}, and {url} cannot be reached "
+                    f"{what} {reference!r}: no such folder{meant}, and {url} cannot be reached "
                     f"({error}; asked {number} times); check the name, or the network"
                 ) from error
         time.sleep(_PAUSE)
-    if answer.status_code in (401, 404) and Path(reference).parent.name and Path(reference).parent.is_dir():
+    if meant and answer.status_code in (401, 404):
         raise VlmkitError(
-            f"{what} {reference!r}: no such folder{_meant(reference)}, and no model of that name at {url} "
+            f"{what} {reference!r}: no such folder{meant}, and no model of that name at {url} "
             f"(status {answer.status_code}); check the name, or log in to the hub if the model is private"
         )
 
 
 def _meant(reference: str) -> str:
-    """The nearest name in the folder that a reference begins with, if that is here."""
+    """The folder that a reference begins with, and the nearest name in it; empty where there is none."""
     path = Path(reference)
     if not path.parent.name or not path.parent.is_dir():
         return ""

@@ -66,9 +66,8 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
     plugin = FullyShardedDataParallelPlugin() if told else None
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu, fsdp_plugin=plugin)
     if plugin is not None and accelerator.distributed_type != DistributedType.NO:
-        # accelerate sets both on GPUs, and in a process's first run; torch shards on CPUs as well.
-        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-        accelerator.state.distributed_type = DistributedType.FSDP
+        # accelerate sets it on GPUs, and in a process's first run; torch shards on CPUs as well.
+        _set_kind(accelerator, DistributedType.FSDP)
         accelerator.state.fsdp_plugin = plugin
     _check_kind(accelerator)
     if accelerator.distributed_type == DistributedType.FSDP:
@@ -90,12 +89,16 @@ def _with_deepspeed(bf16: bool, cpu: bool) -> Accelerator:
     accelerator = Accelerator(mixed_precision="no", cpu=cpu, deepspeed_plugin=plugin)
     if cpu:
         # accelerate knows DeepSpeed on devices alone; its processes talk by gloo as well.
-        PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
-        accelerator.state.distributed_type = DistributedType.DEEPSPEED
+        _set_kind(accelerator, DistributedType.DEEPSPEED)
         accelerator.state.deepspeed_plugins = plugin
     zero_config.select_plugin(plugin)
     _check_kind(accelerator)
     return accelerator
+
+
+def _set_kind(accelerator: Accelerator, kind: DistributedType) -> None:
+    PartialState._shared_state["distributed_type"] = kind
+    accelerator.state.distributed_type = kind
 
 
 def _check_kind(accelerator: Accelerator) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +56,15 @@ def backward(loss: Tensor, optimizer: Any, accelerator: Accelerator, last: bool)
         accelerator.backward(loss)
 
 
-def clip_gradient(wrapped: Any, optimizer: Any, accelerator: Accelerator, most: float) -> float:
-    """The norm of the gradient of all processes, which is cut to `most`: here, or in DeepSpeed's step."""
-    if isinstance(optimizer, ZeroOptimizer):
-        return optimizer.norm()
+def clip_gradient(wrapped: Any, accelerator: Accelerator, most: float, norms: Mapping[str, float]) -> float:
+    """The norm of the gradient of all processes, which is cut to `most`: here, or in DeepSpeed's step.
+
+    Args:
+        wrapped: The module as it was prepared.
+        accelerator: The processes.
+        most: Largest norm.
+        norms: Of the gradient's parts, which together are all that DeepSpeed's is known by.
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return math.hypot(*norms.values())
     return float(whole(accelerator.clip_grad_norm_(wrapped.parameters(), most)))

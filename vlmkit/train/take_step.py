@@ -61,7 +61,7 @@ def take_step(
     values = {name: float(accelerator.reduce(value)) for name, value in sums.items()}
     loss_value = sum(weights[name] * value for name, value in values.items())
     meter.gradients(optimizer)
-    norm = clip_gradient(wrapped, optimizer, accelerator, run.clip)
+    norm = clip_gradient(wrapped, accelerator, run.clip, meter.norms)
     counted = {"non_finite": 0} if guard.stage.on_non_finite == "skip" else {}
     if max(totals.values()) <= NOTHING:
         # Every sample was skipped. A step of no gradient would still decay the weights.

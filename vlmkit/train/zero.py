@@ -84,10 +84,6 @@ class ZeroOptimizer:
         squares = self.accelerator.reduce(torch.stack(norms).square())
         return dict(zip(shares, squares.sqrt().tolist(), strict=True))
 
-    def norm(self) -> float:
-        """Norm of the whole gradient, as `part_norms`."""
-        return math.hypot(*self.part_norms().values())
-
     def step(self) -> None:
         """Clip, and update the parameters.
 
