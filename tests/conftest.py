@@ -114,6 +114,21 @@ def _import_timm():
 
 
 @pytest.fixture
+def hear():
+    """A function: a reporter that keeps the notes that it is told, as `notes`."""
+    from vlmkit.train.metrics import Silent
+
+    class Heard(Silent):
+        def __init__(self):
+            self.notes = []
+
+        def note(self, text):
+            self.notes.append(text)
+
+    return Heard
+
+
+@pytest.fixture
 def timm():
     """The package timm, for one test."""
     with timm_in_sight() as package:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 import vlmkit_retrieval
+from vlmkit_retrieval.index import Index
 
 # For the tests' own writers of files (`pdfs.py`, `hostile.py`): this folder is no package.
 sys.path.append(str(Path(__file__).parent))
@@ -75,6 +77,13 @@ def photos(tmp_path: Path) -> Path:
     save_image(tmp_path / "photos" / "green.png", "green")
     save_image(tmp_path / "photos" / "deep" / "blue.png", "blue")
     return tmp_path / "photos"
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    """An empty one, open."""
+    with Index.create_or_open(tmp_path / "i") as opened:
+        yield opened
 
 
 @pytest.fixture

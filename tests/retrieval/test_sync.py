@@ -20,12 +20,6 @@ def counts(report) -> dict[str, int]:
     return {name: getattr(report, name) for name in names if getattr(report, name)}
 
 
-@pytest.fixture
-def index(tmp_path):
-    with Index.create_or_open(tmp_path / "photos.idx") as opened:
-        yield opened
-
-
 def test_the_second_run_encodes_and_writes_nothing(index, photos, colours, monkeypatch):
     assert counts(index.sync([photos], colours)) == {"added": 3, "embedded": 3}
     before, manifest = export(index), (index.path / "vlmkit-index.json").stat()

@@ -28,12 +28,6 @@ def folder(tmp_path, save_image):
     return tmp_path / "files"
 
 
-@pytest.fixture
-def index(tmp_path):
-    with Index.create_or_open(tmp_path / "i") as opened:
-        yield opened
-
-
 def points(index):
     return {point.id: point for point in index.engine.scroll()}
 

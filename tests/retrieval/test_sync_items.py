@@ -34,12 +34,6 @@ def shelf(tmp_path, save_image):
 
 
 @pytest.fixture
-def index(tmp_path):
-    with Index.create_or_open(tmp_path / "i") as opened:
-        yield opened
-
-
-@pytest.fixture
 def encoders():
     return [MixingImages("images"), MixingTexts("text"), MixingPatches("patches"), Bm25Terms()]
 

@@ -85,12 +85,6 @@ def folder(tmp_path, save_image):
     return tmp_path / "files"
 
 
-@pytest.fixture
-def index(tmp_path):
-    with Index.create_or_open(tmp_path / "i") as opened:
-        yield opened
-
-
 GIVES = {np.nan: "has NaN or Inf", np.inf: "has NaN or Inf", 0.0: "is all zeros, it points nowhere"}
 
 

@@ -54,18 +54,9 @@ def make_recipe(recipe_at, tmp_path):
 
 
 @pytest.fixture
-def listener():
+def listener(hear):
     """A reporter that remembers the notes."""
-    from vlmkit.train.metrics import Silent
-
-    class Listener(Silent):
-        def __init__(self):
-            self.notes = []
-
-        def note(self, text):
-            self.notes.append(text)
-
-    return Listener()
+    return hear()
 
 
 @pytest.fixture

@@ -50,21 +50,6 @@ def samples(make_sample):
 
 
 @pytest.fixture
-def hear():
-    """A function: a reporter that keeps the notes that it is told, as `notes`."""
-    from vlmkit.train.metrics import Silent
-
-    class Heard(Silent):
-        def __init__(self):
-            self.notes = []
-
-        def note(self, text):
-            self.notes.append(text)
-
-    return Heard
-
-
-@pytest.fixture
 def run_steps(tmp_path):
     """A function: train a model on samples as a stage says; returns the rows of metrics.jsonl."""
     from accelerate import Accelerator
